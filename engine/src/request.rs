@@ -1,0 +1,118 @@
+//! What a caller asks of the engine and what it hears back.
+//!
+//! Token ids only: text is turned into ids by [`crate::tokenizer`] before, and back by
+//! [`crate::stream`] after.
+
+use crate::sampler::SamplingParams;
+use kernels::program::TokenId;
+
+/// Names a request for as long as the engine lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// One sequence to continue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Prompt, at least one token.
+    pub prompt: Vec<TokenId>,
+    /// Most tokens to generate, at least one; generation also ends at the context's end.
+    pub max_tokens: u32,
+    /// Tokens that end the sequence (the end token is emitted, then [`FinishReason::Stop`]).
+    pub stop_tokens: Vec<TokenId>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+}
+
+/// What happened to a request during a step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A token was generated.
+    Token {
+        /// Whose.
+        id: RequestId,
+        /// Which.
+        token: TokenId,
+    },
+    /// No more tokens will come.
+    Finished {
+        /// Whose.
+        id: RequestId,
+        /// Why.
+        reason: FinishReason,
+    },
+    /// The request failed; no more tokens will come.
+    Failed {
+        /// Whose.
+        id: RequestId,
+        /// Why, in a sentence.
+        reason: String,
+    },
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token (or, decided by the caller, a stop string).
+    Stop,
+    /// The token limit or the end of the context.
+    Length,
+    /// The caller cancelled it.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// The OpenAI API's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Why a request was not accepted; every one of these reaches the caller.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Rejected {
+    /// Nothing to continue.
+    #[error("the prompt is empty: give at least one token")]
+    EmptyPrompt,
+    /// A zero limit.
+    #[error("max_tokens is 0: ask for at least one token")]
+    NoTokens,
+    /// The prompt leaves no room for a token.
+    #[error("the prompt has {prompt} tokens, but the context holds {context} including at least one new token: shorten the prompt by {}", prompt + 1 - context)]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// A token id beyond the vocabulary.
+    #[error("token id {token} at position {position} is outside the vocabulary of {vocab}")]
+    TokenOutOfRange {
+        /// The id.
+        token: u32,
+        /// Where in the prompt (or in `logit_bias`).
+        position: usize,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// A sampling parameter is outside its range.
+    #[error("{parameter} is {found}, expected {expected}")]
+    Parameter {
+        /// Its API name.
+        parameter: &'static str,
+        /// Value found.
+        found: String,
+        /// Allowed range.
+        expected: &'static str,
+    },
+    /// The waiting queue is full.
+    #[error("the queue is full: {waiting} requests are waiting; try again later")]
+    QueueFull {
+        /// Requests that wait.
+        waiting: usize,
+    },
+}

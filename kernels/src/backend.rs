@@ -1,0 +1,132 @@
+//! What a backend promises: build a runner once, then run every step of the program on request.
+//!
+//! Not here: sequences, requests, sampling. Input comes from the engine's batch packer as flat
+//! arrays; logits go back. A row's result depends on that row's own sequence alone, never on
+//! which other rows share the step: this is what makes speculation exact.
+
+use crate::program::{BlockId, SlotId, TokenId, WeightId};
+use crate::{Error, Program};
+use quant::Weight;
+
+/// Upper bounds a runner is built for; all memory is taken at build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Most token rows of a step.
+    pub tokens: usize,
+    /// Most sequences of a step.
+    pub sequences: usize,
+    /// Most output rows of a step.
+    pub outputs: usize,
+    /// KV blocks of the pool, ids `0..blocks`.
+    pub blocks: usize,
+    /// Positions of a KV block.
+    pub block_len: usize,
+    /// Gives every slot its own memory so that [`Runner::read_slot`] sees each one after a step.
+    pub trace: bool,
+}
+
+/// Delivers weights to a backend, one at a time.
+pub trait WeightSource {
+    /// The weight of declaration `id`, in the declared shape and format.
+    ///
+    /// # Errors
+    /// [`Error::Source`] with what is wrong in the checkpoint.
+    fn load(&mut self, id: WeightId) -> Result<Weight<'_>, Error>;
+}
+
+/// Makes runners for one device.
+pub trait Backend: Send + std::fmt::Debug {
+    /// Short name: `cpu`, `reference`.
+    fn name(&self) -> &'static str;
+
+    /// Which kernel would run a weight of this format, and why, in one line.
+    fn kernel_for(&self, format: quant::Format) -> String;
+
+    /// Validates the program, pulls every weight once and repacks it.
+    ///
+    /// # Errors
+    /// A program that breaks the contract, a weight that is not as declared.
+    fn build(
+        &self,
+        program: &Program,
+        weights: &mut dyn WeightSource,
+        limits: &StepLimits,
+    ) -> Result<Box<dyn Runner>, Error>;
+}
+
+/// A program with its weights, slots and KV memory on a device.
+pub trait Runner: Send {
+    /// Runs every step once and writes the logits `[r, v]` of `input.output_rows`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the arrays contradict each other or the limits; nothing has run then.
+    fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error>;
+
+    /// Copies a slot as it is after the last step, `[rows, width]`, into `out`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the runner was built without [`StepLimits::trace`].
+    fn read_slot(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error>;
+
+    /// Bytes this runner holds: weights, slots, KV.
+    fn memory(&self) -> RunnerMemory;
+
+    /// Fills every KV position outside the given live blocks and every dead slot with NaN, so
+    /// that a test can show that nothing reads them. Block `b` keeps its first `live[b]` positions.
+    fn poison(&mut self, live: &[usize]);
+}
+
+/// Bytes a runner holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RunnerMemory {
+    /// Repacked weights.
+    pub weights_bytes: usize,
+    /// Activation slots and scratch.
+    pub slots_bytes: usize,
+    /// KV cache.
+    pub kv_bytes: usize,
+}
+
+/// The arrays of one step; all packed, one sequence after another.
+#[derive(Debug, Clone, Copy)]
+pub struct StepInput<'a> {
+    /// `[t]`
+    pub tokens: &'a [TokenId],
+    /// `[t]` position of each token in its sequence.
+    pub positions: &'a [u32],
+    /// `[t]` length that chooses rotary speeds, see [`crate::program::RopeSpeeds`].
+    pub rope_lens: &'a [u32],
+    /// `[s]` sequence i owns tokens `query_ends[i - 1]..query_ends[i]`.
+    pub query_ends: &'a [u32],
+    /// `[s]` tokens visible after this step, the new ones included.
+    pub context_lens: &'a [u32],
+    /// Which blocks hold each sequence's positions.
+    pub block_tables: BlockTables<'a>,
+    /// `[r]` token rows whose logits are wanted, ascending.
+    pub output_rows: &'a [u32],
+}
+
+/// Block tables of all sequences, concatenated: sequence i owns `blocks[ends[i - 1]..ends[i]]`,
+/// and its position p lies in its block `p / block_len` at offset `p % block_len`.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockTables<'a> {
+    /// All tables, one after another.
+    pub blocks: &'a [BlockId],
+    /// `[s]` end of each sequence's table.
+    pub ends: &'a [u32],
+}
+
+impl<'a> BlockTables<'a> {
+    /// The table of sequence `i`.
+    pub fn of(&self, i: usize) -> &'a [BlockId] {
+        let start = if i == 0 { 0 } else { self.ends[i - 1] };
+        &self.blocks[start as usize..self.ends[i] as usize]
+    }
+}
+
+/// Results of a step; the engine keeps one and reuses its memory.
+#[derive(Debug, Default)]
+pub struct StepOutput {
+    /// `[r, v]`
+    pub logits: Vec<f32>,
+}

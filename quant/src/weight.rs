@@ -1,0 +1,73 @@
+//! What a backend is handed: a float matrix or a grouped one, and the format known beforehand.
+
+use crate::{Bits, Dense, FloatType, Grouped};
+
+/// One weight, ready for a backend to repack.
+#[derive(Debug, Clone)]
+pub enum Weight<'a> {
+    /// Floats as stored.
+    Dense(Dense<'a>),
+    /// Quantized codes in the canonical layout.
+    Grouped(Grouped),
+}
+
+impl Weight<'_> {
+    /// `[n, k]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(d) => d.shape(),
+            Self::Grouped(g) => [g.shape().n, g.shape().k],
+        }
+    }
+
+    /// The format of this weight.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Dense(d) => Format::Dense(d.float()),
+            Self::Grouped(g) => Format::Grouped {
+                bits: g.shape().bits,
+                group: g.shape().group,
+                act_order: g.perm().is_some(),
+            },
+        }
+    }
+}
+
+/// How a weight is stored; known from the checkpoint's header before any weight is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// Floats.
+    Dense(FloatType),
+    /// Codes with a scale and a zero point for each group.
+    Grouped {
+        /// Stored code width (2- and 3-bit checkpoints are widened to four).
+        bits: Bits,
+        /// Columns of a group.
+        group: usize,
+        /// Whether the columns are permuted. From a header alone this says "may be": the
+        /// checkpoint carries group indices.
+        act_order: bool,
+    },
+}
+
+impl Format {
+    /// Bytes of an `[n, k]` weight of this format at its leanest: codes, f16 scales, u8 zeros.
+    pub fn bytes(self, [n, k]: [usize; 2]) -> usize {
+        match self {
+            Self::Dense(float) => n * k * float.bytes(),
+            Self::Grouped { bits, group, .. } => n * (bits.row_bytes(k) + k / group.max(1) * 3),
+        }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dense(float) => write!(f, "{float}"),
+            Self::Grouped { bits, group, act_order } => {
+                let order = if *act_order { " act-order" } else { "" };
+                write!(f, "w{}g{group}{order}", bits.count())
+            }
+        }
+    }
+}
