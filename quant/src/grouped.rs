@@ -41,7 +41,10 @@ impl Bits {
 
     /// Bytes of a row of `k` codes (`k` even for nibbles).
     pub fn row_bytes(self, k: usize) -> usize {
-        k * self.count() / 8
+        match self {
+            Self::Four => k / 2,
+            Self::Eight => k,
+        }
     }
 }
 
@@ -167,7 +170,7 @@ impl Grouped {
 fn check_shape(tensor: &str, shape: &GroupedShape) -> Result<(), Error> {
     let GroupedShape { n, k, group, bits } = *shape;
     let even = bits == Bits::Eight || k % 2 == 0;
-    if n == 0 || k == 0 || group == 0 || !k.is_multiple_of(group.max(1)) || !even {
+    if n == 0 || k == 0 || group == 0 || !k.is_multiple_of(group) || !even {
         return Err(Error::Shape {
             tensor: tensor.to_owned(),
             expected: format!("[n, k] with n, k > 0 and k a multiple of the group size {group}"),
@@ -181,9 +184,9 @@ fn check_lengths(tensor: &str, parts: &GroupedParts) -> Result<(), Error> {
     let GroupedShape { n, k, bits, .. } = parts.shape;
     let groups = parts.shape.groups();
     let lengths = [
-        (n * bits.row_bytes(k), parts.codes.len()),
-        (n * groups, parts.scales.len()),
-        (n * groups, parts.zeros.len()),
+        (n.saturating_mul(bits.row_bytes(k)), parts.codes.len()),
+        (n.saturating_mul(groups), parts.scales.len()),
+        (n.saturating_mul(groups), parts.zeros.len()),
     ];
     match lengths.into_iter().find(|(expected, found)| expected != found) {
         None => Ok(()),
@@ -226,4 +229,111 @@ fn check_perm(tensor: &str, k: usize, perm: Option<Vec<u32>>) -> Result<Option<V
     }
     let identity = perm.iter().enumerate().all(|(i, &p)| i == p as usize);
     Ok((!identity).then_some(perm))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two rows of four columns in groups of two; codes count up from `first`.
+    fn parts(first: u8) -> GroupedParts {
+        GroupedParts {
+            shape: GroupedShape { n: 2, k: 4, group: 2, bits: Bits::Four },
+            codes: vec![first, 0x32, 0x54, 0x76],
+            scales: vec![1.0, -2.0, 0.5, 0.0],
+            zeros: vec![8, 7, 0, 15],
+            perm: None,
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut GroupedParts)) -> String {
+        let mut parts = parts(0x10);
+        change(&mut parts);
+        Grouped::new("w", parts).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn codes_come_low_nibble_first() {
+        let w = Grouped::new("w", parts(0x10)).unwrap();
+        let codes: Vec<u8> =
+            (0..2).flat_map(|r| (0..4).map(move |c| (r, c))).map(|(r, c)| w.code(r, c)).collect();
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7]);
+        let bytes = GroupedParts {
+            shape: GroupedShape { n: 1, k: 4, group: 4, bits: Bits::Eight },
+            codes: vec![200, 1, 2, 255],
+            scales: vec![1.0],
+            zeros: vec![128],
+            perm: None,
+        };
+        let w = Grouped::new("w", bytes).unwrap();
+        assert_eq!([w.code(0, 0), w.code(0, 3)], [200, 255]);
+    }
+
+    #[test]
+    fn shapes_that_do_not_divide_are_refused() {
+        for (n, k, group) in [(0, 4, 2), (2, 0, 2), (2, 4, 0), (2, 4, 3), (2, 3, 3), (2, 4, 8)] {
+            let bits = Bits::Four;
+            let err = refused(|p| p.shape = GroupedShape { n, k, group, bits });
+            assert!(err.starts_with("tensor w: expected shape [n, k]"), "{err}");
+        }
+        let huge = GroupedShape { n: usize::MAX, k: usize::MAX - 1, group: 2, bits: Bits::Four };
+        assert!(refused(|p| p.shape = huge).starts_with("tensor w: expected 18446"));
+    }
+
+    #[test]
+    fn lengths_and_values_are_checked() {
+        assert_eq!(refused(|p| p.codes.truncate(3)), "tensor w: expected 4 bytes, found 3");
+        assert_eq!(refused(|p| p.scales.push(1.0)), "tensor w: expected 4 bytes, found 5");
+        assert_eq!(refused(|p| p.zeros.clear()), "tensor w: expected 4 bytes, found 0");
+        assert_eq!(
+            refused(|p| p.scales[2] = f32::INFINITY),
+            "tensor w: scale at index 2 is inf, expected a finite number"
+        );
+        assert_eq!(
+            refused(|p| p.zeros[1] = 16),
+            "tensor w: zero point at index 1 is 16, expected at most 15"
+        );
+    }
+
+    #[test]
+    fn perm_must_be_a_permutation() {
+        let repeated = refused(|p| p.perm = Some(vec![0, 1, 1, 3]));
+        assert_eq!(
+            repeated,
+            "tensor w: permuted column at index 2 is 1, expected every column of 0..4 once"
+        );
+        assert!(refused(|p| p.perm = Some(vec![0, 1, 2, 4])).contains("at index 3 is 4"));
+        assert_eq!(refused(|p| p.perm = Some(vec![0])), "tensor w: expected 4 bytes, found 1");
+        let with = |perm: [u32; 4]| GroupedParts { perm: Some(perm.to_vec()), ..parts(0x10) };
+        assert_eq!(Grouped::new("w", with([0, 1, 2, 3])).unwrap().perm(), None);
+        let kept = Grouped::new("w", with([2, 0, 1, 3])).unwrap();
+        assert_eq!(kept.perm(), Some(&[2, 0, 1, 3][..]));
+    }
+
+    #[test]
+    fn stacked_rows_keep_their_order() {
+        let (a, b) = (parts(0x10), parts(0xfe));
+        let all = [&a, &b].map(|p| Grouped::new("w", p.clone()).unwrap());
+        let both = Grouped::stack(&all).unwrap();
+        assert_eq!(both.shape(), GroupedShape { n: 4, ..a.shape });
+        assert_eq!([both.code(1, 0), both.code(2, 0), both.code(2, 1)], [4, 14, 15]);
+        assert_eq!(both.scales(), [&a.scales[..], &b.scales].concat());
+        assert_eq!(both.zeros(), [&a.zeros[..], &b.zeros].concat());
+        assert_eq!(Grouped::stack(&all[..1]), Some(all[0].clone()));
+    }
+
+    #[test]
+    fn unequal_parts_do_not_stack() {
+        assert_eq!(Grouped::stack(&[]), None);
+        let plain = Grouped::new("w", parts(0x10)).unwrap();
+        let mut permuted = parts(0x10);
+        permuted.perm = Some(vec![1, 0, 2, 3]);
+        let mut regrouped = parts(0x10);
+        regrouped.shape.group = 4;
+        (regrouped.scales, regrouped.zeros) = (vec![1.0; 2], vec![8; 2]);
+        for other in [permuted, regrouped] {
+            let other = Grouped::new("w", other).unwrap();
+            assert_eq!(Grouped::stack(&[plain.clone(), other]), None);
+        }
+    }
 }

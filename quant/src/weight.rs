@@ -51,12 +51,18 @@ pub enum Format {
 }
 
 impl Format {
-    /// Bytes of an `[n, k]` weight of this format at its leanest: codes, f16 scales, u8 zeros.
+    /// Bytes of an `[n, k]` weight of this format at its leanest: codes and f16 scales. Zero
+    /// points are left out, since one for the whole matrix may do: speeds in bytes are lower bounds.
+    ///
+    /// Saturates, since a shape from a file header may be absurd.
     pub fn bytes(self, [n, k]: [usize; 2]) -> usize {
-        match self {
-            Self::Dense(float) => n * k * float.bytes(),
-            Self::Grouped { bits, group, .. } => n * (bits.row_bytes(k) + k / group.max(1) * 3),
-        }
+        let row = match self {
+            Self::Dense(float) => k.saturating_mul(float.bytes()),
+            Self::Grouped { bits, group, .. } => {
+                bits.row_bytes(k).saturating_add((k / group.max(1)).saturating_mul(2))
+            }
+        };
+        n.saturating_mul(row)
     }
 }
 
@@ -68,6 +74,30 @@ impl std::fmt::Display for Format {
                 let order = if *act_order { " act-order" } else { "" };
                 write!(f, "w{}g{group}{order}", bits.count())
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_say_and_count_what_they_are() {
+        let four = Format::Grouped { bits: Bits::Four, group: 128, act_order: true };
+        let eight = Format::Grouped { bits: Bits::Eight, group: 256, act_order: false };
+        assert_eq!(four.to_string(), "w4g128 act-order");
+        assert_eq!(eight.to_string(), "w8g256");
+        assert_eq!(four.bytes([2, 256]), 2 * (128 + 2 * 2));
+        assert_eq!(eight.bytes([2, 256]), 2 * (256 + 2));
+        assert_eq!(Format::Dense(FloatType::Bf16).bytes([2, 256]), 1024);
+    }
+
+    #[test]
+    fn absurd_shapes_saturate() {
+        let four = Format::Grouped { bits: Bits::Four, group: 0, act_order: false };
+        for format in [four, Format::Dense(FloatType::F32)] {
+            assert_eq!(format.bytes([usize::MAX, usize::MAX]), usize::MAX);
         }
     }
 }

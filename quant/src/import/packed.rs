@@ -1,0 +1,112 @@
+//! Bit packing shared by the importers: transposing, widening, reading single codes.
+//!
+//! Packed codes always fill a little-endian bit stream without gaps: code `i` of `bits` bits lies
+//! at bits `i * bits ..` of the stream, words one after another. That covers three-bit codes too,
+//! 32 of which fill three words, with two codes across a word boundary.
+//!
+//! Not here: which axis a format packs along. Input: slices whose lengths the caller has checked.
+
+/// Words of 32 bits that hold `count` codes (below 2^31) of `bits` bits.
+pub(super) fn word_count(count: usize, bits: usize) -> usize {
+    (count as u64 * bits as u64).div_ceil(32) as usize
+}
+
+/// Code `index` of a bit stream of `bits`-bit codes, `bits` at most 8.
+pub(super) fn code_at(stream: &[u8], bits: usize, index: usize) -> u8 {
+    let (byte, shift) = (index * bits / 8, index * bits % 8);
+    let high = stream.get(byte + 1).copied().unwrap_or(0);
+    let pair = u16::from_le_bytes([stream[byte], high]);
+    ((pair >> shift) & ((1 << bits) - 1)) as u8
+}
+
+/// Side of the square blocks that [`transpose`] works in: sixteen words are one cache line.
+const TILE: usize = 16;
+
+/// `[rows, columns]` to `[columns, rows]`, in blocks so that each cache line is touched once.
+pub(super) fn transpose<T: Copy + Default>(values: &[T], columns: usize) -> Vec<T> {
+    let rows = values.len() / columns;
+    let mut out = vec![T::default(); values.len()];
+    for row in (0..rows).step_by(TILE) {
+        for column in (0..columns).step_by(TILE) {
+            transpose_tile(values, &mut out, [rows, columns], [row, column]);
+        }
+    }
+    out
+}
+
+fn transpose_tile<T: Copy + Default>(
+    values: &[T],
+    out: &mut [T],
+    [rows, columns]: [usize; 2],
+    [row, column]: [usize; 2],
+) {
+    let (height, width) = (TILE.min(rows - row), TILE.min(columns - column));
+    let mut tile = [[T::default(); TILE]; TILE];
+    for (r, line) in tile[..height].iter_mut().enumerate() {
+        line[..width].copy_from_slice(&values[(row + r) * columns + column..][..width]);
+    }
+    for c in 0..width {
+        let to = &mut out[(column + c) * rows + row..][..height];
+        for (value, line) in to.iter_mut().zip(&tile) {
+            *value = line[c];
+        }
+    }
+}
+
+/// Widens a bit stream of `BITS`-bit codes (2 or 3) to nibbles; eight codes fill `BITS` bytes.
+pub(super) fn widen<const BITS: usize>(stream: &[u8]) -> Vec<u8> {
+    let (octets, rest) = stream.as_chunks::<BITS>();
+    debug_assert!(rest.is_empty(), "rows hold whole octets of codes");
+    let mut out = vec![[0; 4]; octets.len()];
+    for (nibbles, octet) in out.iter_mut().zip(octets) {
+        let codes = octet.iter().rev().fold(0u32, |all, byte| all << 8 | u32::from(*byte));
+        let code = |i| codes >> (BITS * i) & ((1 << BITS) - 1);
+        *nibbles = (0..8).fold(0, |all, i| all | code(i) << (4 * i)).to_le_bytes();
+    }
+    out.into_flattened()
+}
+
+/// Keeps the first `keep` of every `stride` bytes (rows padded to whole words).
+pub(super) fn crop_rows(rows: Vec<u8>, stride: usize, keep: usize) -> Vec<u8> {
+    if stride == keep {
+        return rows;
+    }
+    rows.chunks_exact(stride).flat_map(|row| &row[..keep]).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testkit::Rng;
+
+    #[test]
+    fn transposes_any_shape() {
+        for (rows, columns) in [(1, 1), (1, 40), (16, 16), (17, 33), (5, 64), (48, 3)] {
+            let values: Vec<usize> = (0..rows * columns).collect();
+            let turned = transpose(&values, columns);
+            for (i, v) in turned.iter().enumerate() {
+                assert_eq!(*v, i % rows * columns + i / rows, "{rows} x {columns} at {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn widening_agrees_with_single_codes() {
+        let stream = Rng::new(1).bytes(96);
+        let wide = (widen::<2>(&stream), widen::<3>(&stream));
+        for i in 0..stream.len() * 8 / 3 {
+            assert_eq!(code_at(&wide.1, 4, i), code_at(&stream, 3, i), "3 bits, code {i}");
+        }
+        for i in 0..stream.len() * 8 / 2 {
+            assert_eq!(code_at(&wide.0, 4, i), code_at(&stream, 2, i), "2 bits, code {i}");
+        }
+    }
+
+    #[test]
+    fn three_bit_codes_straddle_bytes() {
+        // Codes 7, 0, 5, 1 from the lowest bit: 001 101 000 111.
+        let stream = 0b001_101_000_111u16.to_le_bytes();
+        let codes: Vec<u8> = (0..4).map(|i| code_at(&stream, 3, i)).collect();
+        assert_eq!(codes, [7, 0, 5, 1]);
+    }
+}
