@@ -1,0 +1,63 @@
+//! A row's bits depend on its own sequence alone: not on the rows beside it, not on how its
+//! sequence was cut into steps, not on memory that is no longer or not yet in use.
+
+use super::case::Case;
+use super::session::{Rows, Schedule, run};
+use super::{Tested, cases, cpus, decoder, reference};
+
+/// Bits, so that equal means equal even for NaN and zeros of either sign.
+fn bits(row: &[f32]) -> Vec<u32> {
+    row.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Every row of `some` is the same in `all`.
+fn same(tested: &Tested, case: &Case, all: &Rows, some: &Rows, what: &str) {
+    for (place, row) in some {
+        let (sequence, position) = *place;
+        let wanted = bits(&all[place]);
+        assert!(
+            bits(row) == wanted,
+            "{} on {}: sequence {sequence} position {position} differs {what}",
+            case.name,
+            tested.name
+        );
+    }
+}
+
+fn check(tested: &Tested, case: &Case) {
+    let backend = tested.backend.as_ref();
+    let whole = run(backend, case, Schedule::Whole, false);
+    assert_eq!(whole.len(), case.tokens());
+    let alone = run(backend, case, Schedule::Alone, false);
+    assert_eq!(alone.len(), case.tokens());
+    same(tested, case, &whole, &alone, "when computed alone");
+    for seed in 1..4 {
+        let mixed = run(backend, case, Schedule::Mixed(seed), false);
+        same(tested, case, &whole, &mixed, &format!("in mixed steps of seed {seed}"));
+    }
+    let poisoned = run(backend, case, Schedule::Mixed(4), true);
+    same(tested, case, &whole, &poisoned, "with poisoned memory");
+    let poisoned = run(backend, case, Schedule::Whole, true);
+    same(tested, case, &whole, &poisoned, "in one step with poisoned memory");
+    assert!(whole.values().flatten().all(|value| value.is_finite()), "{}", case.name);
+}
+
+/// The variants of the CPU must agree (see the test below), so one stands for all here.
+#[test]
+fn rows_do_not_depend_on_the_schedule() {
+    for tested in [reference()].into_iter().chain(cpus().pop()) {
+        cases::all().iter().chain(&decoder::decoders()).for_each(|case| check(&tested, case));
+    }
+}
+
+#[test]
+fn the_cpu_s_bits_depend_on_neither_threads_nor_instruction_set() {
+    let cpus = cpus();
+    for case in cases::all().iter().chain(&decoder::decoders()) {
+        let first = run(cpus[0].backend.as_ref(), case, Schedule::Whole, false);
+        for tested in &cpus[1..] {
+            let rows = run(tested.backend.as_ref(), case, Schedule::Mixed(5), true);
+            same(tested, case, &first, &rows, &format!("from {}", cpus[0].name));
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Conformance of every backend: one list of cases, run against expectations in f64 and against
+//! itself under other schedules.
+//!
+//! [`case`] puts a tiny program together, [`cases`] lists them, [`oracle`] computes what they
+//! must give and how far off a result may be, [`session`] runs them. A new backend adds a line to
+//! [`backends`]; a new op adds cases and an arm in the oracle.
+
+mod bounds;
+mod case;
+mod cases;
+mod contract;
+mod decoder;
+mod invariance;
+mod oracle;
+mod session;
+
+use crate::Backend;
+use crate::cpu::{CpuBackend, CpuOptions, Isa};
+use crate::reference::ReferenceBackend;
+use oracle::Expected;
+
+/// A backend under test.
+struct Tested {
+    /// With the options that make it different from the others in the list.
+    name: String,
+    backend: Box<dyn Backend>,
+    /// How far off a result may be.
+    allowed: fn(&Expected) -> f64,
+}
+
+/// Every backend and variant this machine can run.
+fn backends() -> Vec<Tested> {
+    [reference()].into_iter().chain(cpus()).collect()
+}
+
+fn reference() -> Tested {
+    let backend = Box::new(ReferenceBackend);
+    Tested { name: "reference".to_owned(), backend, allowed: bounds::reference }
+}
+
+/// The CPU with every instruction set this machine has, the best last, with one thread and two.
+fn cpus() -> Vec<Tested> {
+    let (found, missing): (Vec<Isa>, _) =
+        Isa::ALL.into_iter().partition(|isa| isa.missing().is_empty());
+    missing.iter().for_each(|isa| println!("skipped: cpu {isa}, missing {:?}", isa.missing()));
+    let variants = found.into_iter().flat_map(|isa| [1, 2].map(|threads| (isa, threads)));
+    let tested = |(isa, threads)| {
+        let options = CpuOptions { threads: Some(threads), isa: Some(isa) };
+        let backend = CpuBackend::new(&options).expect("this machine has it");
+        let name = format!("cpu {isa} x{threads}");
+        Tested { name, backend: Box::new(backend), allowed: bounds::cpu }
+    };
+    variants.map(tested).collect()
+}

@@ -1,0 +1,338 @@
+//! One member's share of a phase: which rows, columns or items of which buffers it touches.
+//!
+//! This is the one place that hands out parts of shared memory. Every `unsafe` block rests on the
+//! same three facts: a barrier separates phases that touch each other's parts ([`super::plan`]);
+//! inside a phase members write disjoint rows, columns or items; no op reads the slot it writes,
+//! except in place in its own part, and slots that live at once do not overlap (validation and
+//! [`crate::memory`]). Not here: arithmetic, which is all safe code.
+
+use super::activate::GatedSilu;
+use super::attention::{Attend, QUERIES};
+use super::dense::DenseLinear;
+use super::grouped::{Activations, GroupedLinear};
+use super::isa::Machine;
+use super::kv::{KvCache, KvWrite};
+use super::norm::{HeadNorm, Norm};
+use super::plan::{Phase, Plan, RowCounts};
+use super::quantize::{BlockScale, Quantize};
+use super::rope::{Rotate, table_row};
+use super::share::{Place, Shared};
+use super::simd::LANES;
+use super::store::Stored;
+use super::team::Member;
+use crate::StepInput;
+use crate::program::{Heads, KvLayer, Mask, Op, Program, RopeId, SlotId, SlotView, WeightId};
+use std::ops::Range;
+
+/// Columns of an activation that one item covers.
+const ACTIVATE_COLUMNS: usize = 512;
+
+/// All memory of a runner but the weights.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    pub(crate) slots: Shared<f32>,
+    pub(crate) ropes: Shared<f32>,
+    pub(crate) quads: Shared<i32>,
+    pub(crate) scales: Shared<BlockScale>,
+    pub(crate) kv: Vec<KvCache>,
+}
+
+/// The fields of [`Op::Attend`].
+#[derive(Debug, Clone, Copy)]
+struct Attention {
+    q: Heads,
+    layer: KvLayer,
+    mask: Mask,
+    scale: f32,
+    out: SlotId,
+}
+
+/// One step as a member sees it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Exec<'a> {
+    pub(crate) machine: Machine,
+    pub(crate) program: &'a Program,
+    pub(crate) plan: &'a Plan,
+    pub(crate) weights: &'a [Stored],
+    pub(crate) buffers: &'a Buffers,
+    pub(crate) input: &'a StepInput<'a>,
+    pub(crate) counts: RowCounts,
+    pub(crate) member: &'a Member<'a>,
+}
+
+impl Exec<'_> {
+    /// Runs all phases.
+    pub(crate) fn run(&self) {
+        for planned in &self.plan.phases {
+            self.phase(&planned.phase);
+            if planned.barrier {
+                self.member.wait();
+            }
+        }
+    }
+
+    fn phase(&self, phase: &Phase) {
+        match *phase {
+            Phase::RopeTables => self.rope_tables(),
+            Phase::Quantize { x, weight, by_rows } => self.quantize(x, weight, by_rows),
+            Phase::Op(Op::Embed { table, out }) => self.embed(table, out),
+            Phase::Op(Op::Norm { x, add, weight, eps, out }) => {
+                self.norm([x, out], add, weight, eps);
+            }
+            Phase::Op(Op::Linear { x, weight, bias, out }) => self.linear(x, weight, bias, out),
+            Phase::Op(Op::HeadNorm { heads, weight, eps }) => self.head_norm(heads, weight, eps),
+            Phase::Op(Op::Rope { heads, rope }) => self.rope(heads, rope),
+            Phase::Op(Op::KvWrite { layer, k, v }) => self.kv_write(layer, k, v),
+            Phase::Op(Op::Attend { q, layer, mask, scale, out }) => {
+                self.attend_all(Attention { q, layer, mask, scale, out });
+            }
+            Phase::Op(Op::Activate { x, out, .. }) => self.activate(x, out),
+            Phase::Op(Op::Gather { x, out }) => self.gather(x, out),
+        }
+    }
+
+    fn kv(&self, layer: KvLayer) -> &KvCache {
+        &self.buffers.kv[layer.index()]
+    }
+
+    fn weight(&self, id: WeightId) -> &Stored {
+        &self.weights[id.index()]
+    }
+
+    fn place(&self, slot: SlotId) -> Place {
+        self.plan.place(slot, self.counts)
+    }
+
+    fn view(&self, view: SlotView) -> Place {
+        self.plan.view(view, self.counts)
+    }
+
+    /// This member's rows of the step's tokens.
+    fn my_tokens(&self) -> Range<usize> {
+        self.member.share(self.counts.tokens)
+    }
+
+    fn rope_tables(&self) {
+        for (i, decl) in self.program.ropes.iter().enumerate() {
+            let place = self.plan.rope(RopeId(i as u32), self.counts).slice(self.my_tokens());
+            // SAFETY: a member writes the rows of its own tokens.
+            let mut table = unsafe { self.buffers.ropes.mat_mut(place) };
+            for (i, row) in self.my_tokens().enumerate() {
+                let (position, length) = (self.input.positions[row], self.input.rope_lens[row]);
+                table_row(decl, position, length, table.row(i));
+            }
+        }
+    }
+
+    fn embed(&self, table: WeightId, out: SlotId) {
+        let rows = self.my_tokens();
+        // SAFETY: a member writes the rows of its own tokens.
+        let mut out = unsafe { self.buffers.slots.mat_mut(self.place(out).slice(rows.clone())) };
+        for (i, token) in self.input.tokens[rows].iter().enumerate() {
+            self.weight(table).row(token.0 as usize, out.row(i));
+        }
+    }
+
+    fn norm(&self, [x, out]: [SlotId; 2], add: Option<SlotId>, weight: WeightId, eps: f32) {
+        let rows = self.member.share(self.place(x).rows);
+        let part = |slot| self.place(slot).slice(rows.clone());
+        let slots = &self.buffers.slots;
+        // SAFETY: a member touches its own rows of three different slots.
+        let (x, add, out) = unsafe {
+            let add = add.map(|add| slots.mat(part(add)));
+            (slots.mat_mut(part(x)), add, slots.mat_mut(part(out)))
+        };
+        let weight = self.weight(weight).vector();
+        self.machine.run(Norm { x, add, weight, eps, out });
+    }
+
+    fn quantize(&self, x: SlotId, weight: WeightId, by_rows: bool) {
+        let Some(packed) = self.weight(weight).packed() else { return };
+        let (place, blocks) = (self.place(x), &packed.blocks);
+        let items = match by_rows {
+            true => {
+                let rows = self.member.share(place.rows);
+                rows.start * blocks.count..rows.end * blocks.count
+            }
+            false => self.member.share(place.rows * blocks.count),
+        };
+        let per_item = blocks.block / 4;
+        let rows = items.start / blocks.count..items.end.div_ceil(blocks.count);
+        let first = rows.start * blocks.count;
+        // SAFETY: by rows, a member reads its own rows; otherwise nobody writes `x` in this phase.
+        // A member writes quads and scales of its own items.
+        let (x, quads, scales) = unsafe {
+            let quads = self.buffers.quads.write(items.start * per_item..items.end * per_item);
+            let x = self.buffers.slots.mat(place.slice(rows));
+            (x, quads, self.buffers.scales.write(items.clone()))
+        };
+        let items = items.start - first..items.end - first;
+        self.machine.run(Quantize { x, blocks, items, quads, scales });
+    }
+
+    fn linear(&self, x: SlotId, weight: WeightId, bias: Option<WeightId>, out: SlotView) {
+        let bias = bias.map(|bias| self.weight(bias).vector());
+        match self.weight(weight) {
+            Stored::Packed(weight) => {
+                let (tiles, place) = self.my_tiles(weight.tiles(), out);
+                let rows = place.rows;
+                let blocks = rows * weight.blocks.count;
+                // SAFETY: nobody writes quads or scales in this phase; a member writes the
+                // columns of its own tiles.
+                let (x, out) = unsafe {
+                    let quads = self.buffers.quads.read(0..blocks * weight.blocks.block / 4);
+                    let scales = self.buffers.scales.read(0..blocks);
+                    (Activations { quads, scales }, self.buffers.slots.mat_mut(place))
+                };
+                self.machine.run(GroupedLinear { weight, bias, x, tiles, out });
+            }
+            Stored::Tiles(weight) => {
+                let (tiles, place) = self.my_tiles(weight.tiles(), out);
+                // SAFETY: nobody writes `x` in this phase; a member writes the columns of its own
+                // tiles, in another slot.
+                let (x, out) = unsafe {
+                    (self.buffers.slots.mat(self.place(x)), self.buffers.slots.mat_mut(place))
+                };
+                self.machine.run(DenseLinear { weight, bias, x, tiles, out });
+            }
+            Stored::Rows(_) | Stored::Vector(_) => {}
+        }
+    }
+
+    /// This member's tiles of a linear and the columns of `out` they give.
+    fn my_tiles(&self, tiles: usize, out: SlotView) -> (Range<usize>, Place) {
+        let tiles = self.member.share(tiles);
+        let first = tiles.start * LANES;
+        let end = out.width.min(tiles.end * LANES);
+        (tiles, self.view(out).columns(first, end - first))
+    }
+
+    fn head_norm(&self, heads: Heads, weight: WeightId, eps: f32) {
+        let place = self.view(heads.view()).slice(self.my_tokens());
+        // SAFETY: a member touches the rows of its own tokens.
+        let heads = unsafe { self.buffers.slots.mat_mut(place) };
+        self.machine.run(HeadNorm { heads, weight: self.weight(weight).vector(), eps });
+    }
+
+    fn rope(&self, heads: Heads, rope: RopeId) {
+        let rows = self.my_tokens();
+        let (head_width, place) = (heads.width, self.view(heads.view()).slice(rows.clone()));
+        let table = self.plan.rope(rope, self.counts).slice(rows);
+        // SAFETY: a member touches the rows of its own tokens.
+        let (heads, table) =
+            unsafe { (self.buffers.slots.mat_mut(place), self.buffers.ropes.mat(table)) };
+        self.machine.run(Rotate { heads, head_width, table });
+    }
+
+    fn kv_write(&self, layer: KvLayer, k: Heads, v: Heads) {
+        let (rows, cache) = (self.my_tokens(), self.kv(layer));
+        let part = |heads: Heads| self.view(heads.view()).slice(rows.clone());
+        // SAFETY: a member reads the rows of its own tokens, which nobody else writes; nobody
+        // reads the caches in this phase.
+        let (k, v, keys, values) = unsafe {
+            let slots = &self.buffers.slots;
+            (slots.mat(part(k)), slots.mat(part(v)), cache.keys.sink(), cache.values.sink())
+        };
+        for (i, row) in rows.enumerate() {
+            let position = self.input.positions[row] as usize;
+            let table = self.input.block_tables.of(self.sequence(row));
+            let shape = cache.shape;
+            let (block, at) =
+                (table[position / shape.block_len].index(), position % shape.block_len);
+            let (k, v) = (k.row(i), v.row(i));
+            self.machine.run(KvWrite { shape, block, at, k, v, keys, values });
+        }
+    }
+
+    /// The sequence that owns a token row.
+    fn sequence(&self, row: usize) -> usize {
+        self.input.query_ends.partition_point(|end| *end as usize <= row)
+    }
+
+    /// Every item that is this member's: some tokens of one sequence and one KV head.
+    fn attend_all(&self, op: Attention) {
+        let heads = self.kv(op.layer).shape.heads;
+        let tokens = self.tokens_of_item(op.q.count / heads, heads);
+        let (mut start, mut item) = (0, 0);
+        for (sequence, &end) in self.input.query_ends.iter().enumerate() {
+            let end = end as usize;
+            for head in 0..heads {
+                for first in (start..end).step_by(tokens) {
+                    if self.member.takes(item) {
+                        self.attend(&op, (sequence, head), first..end.min(first + tokens));
+                    }
+                    item += 1;
+                }
+            }
+            start = end;
+        }
+    }
+
+    /// As many tokens as share keys and values well, fewer if threads would go without work.
+    fn tokens_of_item(&self, shared: usize, heads: usize) -> usize {
+        let mut tokens = (QUERIES / shared).max(1);
+        while tokens > 1 && self.counts.tokens.div_ceil(tokens) * heads < self.member.count() {
+            tokens /= 2;
+        }
+        tokens
+    }
+
+    /// One item: token rows of a sequence and a KV head.
+    fn attend(&self, op: &Attention, (sequence, head): (usize, usize), rows: Range<usize>) {
+        let cache = self.kv(op.layer);
+        let heads = op.q.count / cache.shape.heads;
+        let width = heads * op.q.width;
+        let own = |place: Place| place.slice(rows.clone()).columns(head * width, width);
+        let slots = &self.buffers.slots;
+        // SAFETY: nobody writes `q` or the caches in this phase; an item writes its own columns
+        // of its own rows, in another slot.
+        let (q, out, keys, values) = unsafe {
+            let q = slots.mat(own(self.view(op.q.view())));
+            let out = slots.mat_mut(own(self.place(op.out)));
+            (q, out, cache.keys.read_all(), cache.values.read_all())
+        };
+        self.machine.run(Attend {
+            shape: cache.shape,
+            keys,
+            values,
+            table: self.input.block_tables.of(sequence),
+            head,
+            position: self.input.positions[rows.start] as usize,
+            mask: op.mask,
+            scale: op.scale,
+            q,
+            out,
+            heads,
+        });
+    }
+
+    fn activate(&self, x: SlotId, out: SlotId) {
+        let (x, out) = (self.place(x), self.place(out));
+        let parts = out.width.div_ceil(ACTIVATE_COLUMNS);
+        for item in self.member.share(out.rows * parts) {
+            let (row, start) = (item / parts, item % parts * ACTIVATE_COLUMNS);
+            let width = ACTIVATE_COLUMNS.min(out.width - start);
+            let own = |place: Place, start| place.slice(row..row + 1).columns(start, width);
+            let slots = &self.buffers.slots;
+            // SAFETY: nobody writes `x` in this phase; an item writes its own columns of its own
+            // row, in another slot.
+            let (gate, up, mut out) = unsafe {
+                let gate_up = (slots.mat(own(x, start)), slots.mat(own(x, out.width + start)));
+                (gate_up.0, gate_up.1, slots.mat_mut(own(out, start)))
+            };
+            self.machine.run(GatedSilu { gate: gate.row(0), up: up.row(0), out: out.row(0) });
+        }
+    }
+
+    fn gather(&self, x: SlotId, out: SlotId) {
+        let rows = self.member.share(self.counts.outputs);
+        let slots = &self.buffers.slots;
+        // SAFETY: nobody writes `x` in this phase; a member writes its own rows of another slot.
+        let (x, mut out) = unsafe {
+            (slots.mat(self.place(x)), slots.mat_mut(self.place(out).slice(rows.clone())))
+        };
+        for (i, row) in self.input.output_rows[rows].iter().enumerate() {
+            out.row(i).copy_from_slice(x.row(*row as usize));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Which instruction set runs the kernels: chosen once, at run time, by what the processor has.
+//!
+//! Not here: what the instructions do ([`super::simd`]). Input: the caller's wish or none.
+
+use super::scalar::Scalar;
+use super::simd::Simd;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+use crate::Error;
+
+/// An instruction set the CPU kernels are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// Plain code for any processor.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, VL and VNNI.
+    Avx512,
+}
+
+impl Isa {
+    /// All of them, slowest first.
+    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+
+    /// The fastest one this processor has.
+    pub fn best() -> Self {
+        Self::ALL.into_iter().rev().find(|isa| isa.missing().is_empty()).unwrap_or(Self::Scalar)
+    }
+
+    /// Names of the processor features it needs and this processor lacks.
+    pub fn missing(self) -> Vec<&'static str> {
+        self.machine().err().unwrap_or_default()
+    }
+
+    /// The kernels of this instruction set.
+    ///
+    /// # Errors
+    /// [`Error::Device`] naming the features the processor lacks.
+    pub(crate) fn detect(self) -> Result<Machine, Error> {
+        self.machine().map_err(|missing| Error::Device {
+            device: format!("cpu {self}"),
+            reason: format!(
+                "this processor lacks {}: choose {} or leave the choice out",
+                missing.join(", "),
+                Self::best(),
+            ),
+        })
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn machine(self) -> Result<Machine, Vec<&'static str>> {
+        match self {
+            Self::Scalar => Ok(Machine::Scalar),
+            Self::Avx2 => x86::Avx2::detect().map(Machine::Avx2),
+            Self::Avx512 => x86::Avx512::detect().map(Machine::Avx512),
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn machine(self) -> Result<Machine, Vec<&'static str>> {
+        match self {
+            Self::Scalar => Ok(Machine::Scalar),
+            Self::Avx2 | Self::Avx512 => Err(vec!["x86_64"]),
+        }
+    }
+}
+
+impl std::fmt::Display for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        })
+    }
+}
+
+/// A unit of work whose body is compiled once per instruction set.
+///
+/// `run` and all it calls must be `#[inline(always)]`: that is what carries the body into the
+/// function that has the instruction set switched on.
+pub(crate) trait Kernel {
+    /// What the work yields.
+    type Output;
+    /// The body.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// An instruction set this processor is known to have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Machine {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(x86::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(x86::Avx512),
+}
+
+impl Machine {
+    /// Runs a kernel.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Scalar => kernel.run(Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(proof) => proof.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(proof) => proof.run(kernel),
+        }
+    }
+
+    /// Its name.
+    pub(crate) fn isa(self) -> Isa {
+        match self {
+            Self::Scalar => Isa::Scalar,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => Isa::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => Isa::Avx512,
+        }
+    }
+}

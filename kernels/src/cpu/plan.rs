@@ -1,0 +1,219 @@
+//! From a program to what the team does: phases, where each slot lies, which barriers are needed.
+//!
+//! A linear over quantized weights becomes two phases, quantize and multiply. Phases that treat
+//! each row by itself and split rows alike need no barrier between them. Not here: running
+//! ([`super::exec`]). Input: a validated program.
+
+use super::share::Place;
+use super::store::Stored;
+use crate::program::{Op, Program, RopeId, Rows, SlotId, SlotView, WeightId};
+use crate::{StepLimits, memory};
+use std::ops::Range;
+
+/// Something all members do together, each its share.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Phase {
+    /// Sine and cosine tables of the step's tokens.
+    RopeTables,
+    /// Activations of a linear to int8.
+    Quantize {
+        x: SlotId,
+        weight: WeightId,
+        /// Split by rows as its predecessor; otherwise by blocks.
+        by_rows: bool,
+    },
+    /// The op itself.
+    Op(Op),
+}
+
+/// A phase and whether a barrier follows it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Planned {
+    pub(crate) phase: Phase,
+    pub(crate) barrier: bool,
+}
+
+/// Everything about a program that is the same at every step.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) phases: Vec<Planned>,
+    slots: Vec<SlotPlace>,
+    /// Elements of the slot arena.
+    pub(crate) arena: usize,
+    ropes: Vec<Place>,
+    /// Elements of the rotary tables.
+    pub(crate) rope_len: usize,
+    /// Quads and blocks of the longest quantized input.
+    pub(crate) quads: usize,
+    pub(crate) blocks: usize,
+}
+
+#[derive(Debug)]
+struct SlotPlace {
+    rows: Rows,
+    place: Place,
+}
+
+/// Token and output rows of a step.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RowCounts {
+    pub(crate) tokens: usize,
+    pub(crate) outputs: usize,
+}
+
+impl RowCounts {
+    pub(crate) fn of(self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.tokens,
+            Rows::Outputs => self.outputs,
+        }
+    }
+}
+
+impl Plan {
+    /// Plans a validated program whose weights are stored as `weights`.
+    pub(crate) fn new(program: &Program, weights: &[Stored], limits: &StepLimits) -> Self {
+        let layout = memory::plan(program, limits);
+        let most = RowCounts { tokens: limits.tokens, outputs: limits.outputs };
+        let slots = program.slots.iter().zip(layout.offsets).map(|(decl, offset)| {
+            let (rows, width) = (most.of(decl.rows), decl.width);
+            SlotPlace { rows: decl.rows, place: Place { offset, stride: width, rows, width } }
+        });
+        let mut plan = Self {
+            phases: phases(program, weights),
+            slots: slots.collect(),
+            arena: layout.len,
+            ropes: vec![],
+            rope_len: 0,
+            quads: 0,
+            blocks: 0,
+        };
+        plan.place_ropes(program, limits);
+        plan.size_scratch(weights, most);
+        plan.drop_barriers();
+        plan
+    }
+
+    fn place_ropes(&mut self, program: &Program, limits: &StepLimits) {
+        for rope in &program.ropes {
+            let (offset, width, rows) = (self.rope_len, rope.width, limits.tokens);
+            self.ropes.push(Place { offset, stride: width, rows, width });
+            self.rope_len += rows * width;
+        }
+    }
+
+    fn size_scratch(&mut self, weights: &[Stored], most: RowCounts) {
+        for planned in &self.phases {
+            let Phase::Quantize { x, weight, .. } = planned.phase else { continue };
+            let Some(packed) = weights[weight.index()].packed() else { continue };
+            let rows = most.of(self.rows(x));
+            self.quads = self.quads.max(rows * packed.blocks.width() / 4);
+            self.blocks = self.blocks.max(rows * packed.blocks.count);
+        }
+    }
+
+    /// Removes barriers inside chains of row-by-row phases.
+    fn drop_barriers(&mut self) {
+        let mut chain: Vec<SlotId> = vec![];
+        for i in 1..self.phases.len() {
+            let (before, after) = (&self.phases[i - 1].phase, &self.phases[i].phase);
+            chain.extend(touched(before));
+            let joined = matches!((self.row_split(before), self.row_split(after)), (Some(a), Some(b)) if a == b)
+                && written(after).iter().all(|slot| !self.overlaps(*slot, &chain));
+            if joined {
+                self.phases[i - 1].barrier = false;
+                if let Phase::Quantize { by_rows, .. } = &mut self.phases[i].phase {
+                    *by_rows = true;
+                }
+            } else {
+                chain.clear();
+            }
+        }
+    }
+
+    /// Whose rows a phase splits, if it reads and writes nothing but the rows of each member.
+    fn row_split(&self, phase: &Phase) -> Option<Rows> {
+        match phase {
+            Phase::RopeTables => Some(Rows::Tokens),
+            Phase::Quantize { x, .. } => Some(self.rows(*x)),
+            Phase::Op(op) => match op {
+                Op::Embed { .. } | Op::Norm { .. } | Op::HeadNorm { .. } => Some(Rows::Tokens),
+                Op::Rope { .. } | Op::KvWrite { .. } => Some(Rows::Tokens),
+                Op::Linear { .. } | Op::Attend { .. } => None,
+                Op::Activate { .. } | Op::Gather { .. } => None,
+            },
+        }
+    }
+
+    /// Whether `slot` shares memory with another slot of `others`: a member that is ahead would
+    /// write rows that one behind still reads.
+    fn overlaps(&self, slot: SlotId, others: &[SlotId]) -> bool {
+        let range = |slot: SlotId| -> Range<usize> {
+            let Place { offset, rows, width, .. } = self.slots[slot.index()].place;
+            offset..offset + rows * width
+        };
+        let mine = range(slot);
+        others.iter().any(|&other| {
+            let other_range = range(other);
+            other != slot && mine.start < other_range.end && other_range.start < mine.end
+        })
+    }
+
+    /// What kind of rows a slot has.
+    pub(crate) fn rows(&self, slot: SlotId) -> Rows {
+        self.slots[slot.index()].rows
+    }
+
+    /// Where the rows of a slot lie in a step.
+    pub(crate) fn place(&self, slot: SlotId, counts: RowCounts) -> Place {
+        let SlotPlace { rows, place } = &self.slots[slot.index()];
+        place.slice(0..counts.of(*rows))
+    }
+
+    /// Where the columns of a view lie in a step.
+    pub(crate) fn view(&self, view: SlotView, counts: RowCounts) -> Place {
+        self.place(view.slot, counts).columns(view.start, view.width)
+    }
+
+    /// Where the table of a rope lies in a step.
+    pub(crate) fn rope(&self, rope: RopeId, counts: RowCounts) -> Place {
+        self.ropes[rope.index()].slice(0..counts.tokens)
+    }
+}
+
+/// All phases, each with a barrier.
+fn phases(program: &Program, weights: &[Stored]) -> Vec<Planned> {
+    let mut phases = vec![];
+    let mut push = |phase| phases.push(Planned { phase, barrier: true });
+    if !program.ropes.is_empty() {
+        push(Phase::RopeTables);
+    }
+    for step in &program.steps {
+        if let Op::Linear { x, weight, .. } = step.op
+            && weights[weight.index()].packed().is_some()
+        {
+            push(Phase::Quantize { x, weight, by_rows: false });
+        }
+        push(Phase::Op(step.op.clone()));
+    }
+    phases
+}
+
+fn touched(phase: &Phase) -> Vec<SlotId> {
+    match phase {
+        Phase::RopeTables => vec![],
+        Phase::Quantize { x, .. } => vec![*x],
+        Phase::Op(op) => [op.reads(), op.writes()].concat(),
+    }
+}
+
+fn written(phase: &Phase) -> Vec<SlotId> {
+    match phase {
+        Phase::RopeTables | Phase::Quantize { .. } => vec![],
+        Phase::Op(op) => op.writes(),
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,235 @@
+//! Activations to int8, one scale for each block of columns.
+//!
+//! ```text
+//! scale = max|x| / 127    q = round(x / scale)    sum = q_0 + q_1 + ...
+//! in    x [rows, k] f32, gathered by `source` where columns are permuted or padded
+//! out   quads [rows, blocks, block / 4]: four int8 in an i32, first in the lowest byte
+//!       scales [rows, blocks]: scale and sum
+//! split items (row, block) over threads; reads 4 bytes and writes 1 byte a column
+//! ```
+//! A block with a NaN or an infinity gets the scale NaN, so that its outputs show it. Reference:
+//! none of its own, the linears' error bound accounts for it ([`super::grouped`]).
+
+use super::isa::Kernel;
+use super::share::Mat;
+use super::simd::{LANES, Simd};
+use std::ops::Range;
+
+/// Most columns of an activation block.
+pub(crate) const MAX_BLOCK: usize = 128;
+
+/// Marks a padding column in [`Blocks::source`].
+pub(crate) const PADDING: u32 = u32::MAX;
+
+/// Below this a block counts as zero: 127 / max would overflow.
+const TINY: f32 = 1e-35;
+
+/// Scale of a block and the sum of its integers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct BlockScale {
+    pub(crate) scale: f32,
+    pub(crate) sum: i32,
+}
+
+impl BlockScale {
+    pub(crate) const ZERO: Self = Self { scale: 0.0, sum: 0 };
+}
+
+/// How the k columns of a linear fall into activation blocks: none crosses a weight group, all
+/// have the same stored size, a multiple of 8.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Blocks {
+    /// Blocks of a row.
+    pub(crate) count: usize,
+    /// Blocks of a weight group.
+    pub(crate) per_group: usize,
+    /// Stored columns of a block.
+    pub(crate) block: usize,
+    /// `[count * block]` input column of each stored column or [`PADDING`]; none is the identity.
+    pub(crate) source: Option<Vec<u32>>,
+}
+
+impl Blocks {
+    /// Splits groups of `group` columns evenly into blocks of at most [`MAX_BLOCK`].
+    pub(crate) fn new(k: usize, group: usize, perm: Option<&[u32]>) -> Self {
+        let per_group = group.div_ceil(MAX_BLOCK);
+        let block = group.div_ceil(per_group).next_multiple_of(8);
+        let count = k / group * per_group;
+        let padded = per_group * block != group;
+        let mut blocks = Self { count, per_group, block, source: None };
+        if padded || perm.is_some() {
+            let stored = blocks.stored_columns(group);
+            let input = |c: Option<usize>| match (c, perm) {
+                (None, _) => PADDING,
+                (Some(c), None) => c as u32,
+                (Some(c), Some(perm)) => perm[c],
+            };
+            blocks.source = Some(stored.map(input).collect());
+        }
+        blocks
+    }
+
+    /// The canonical column of each stored column, none for padding.
+    pub(crate) fn stored_columns(
+        &self,
+        group: usize,
+    ) -> impl Iterator<Item = Option<usize>> + use<> {
+        let span = self.per_group * self.block;
+        let groups = self.count / self.per_group;
+        (0..groups * span).map(move |i| (i % span < group).then_some(i / span * group + i % span))
+    }
+
+    /// Stored columns of a row.
+    pub(crate) fn width(&self) -> usize {
+        self.count * self.block
+    }
+}
+
+/// Quantizes the (row, block) pairs `items`.
+#[derive(Debug)]
+pub(crate) struct Quantize<'a> {
+    pub(crate) x: Mat<'a>,
+    pub(crate) blocks: &'a Blocks,
+    /// Item `row of x * blocks.count + block`.
+    pub(crate) items: Range<usize>,
+    /// `[items, block / 4]`
+    pub(crate) quads: &'a mut [i32],
+    /// `[items]`
+    pub(crate) scales: &'a mut [BlockScale],
+}
+
+impl Kernel for Quantize<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Blocks { count, block, ref source, .. } = *self.blocks;
+        let quads = self.quads.chunks_exact_mut(block / 4);
+        for ((item, quads), scale) in self.items.zip(quads).zip(self.scales) {
+            let (row, start) = (self.x.row(item / count), item % count * block);
+            let mut x = [0.0; MAX_BLOCK];
+            match source {
+                None => x[..block].copy_from_slice(&row[start..start + block]),
+                Some(source) => gather(row, &source[start..start + block], &mut x),
+            }
+            *scale = quantize(s, &x, quads);
+        }
+    }
+}
+
+#[inline(always)]
+fn gather(row: &[f32], source: &[u32], x: &mut [f32; MAX_BLOCK]) {
+    for (x, &column) in x.iter_mut().zip(source) {
+        *x = if column == PADDING { 0.0 } else { row[column as usize] };
+    }
+}
+
+/// Quantizes one block, zeros behind its columns.
+#[inline(always)]
+fn quantize<S: Simd>(s: S, x: &[f32; MAX_BLOCK], quads: &mut [i32]) -> BlockScale {
+    let vectors = &x.as_chunks::<LANES>().0[..quads.len().div_ceil(4)];
+    let max = magnitude(s, vectors);
+    if !max.is_finite() {
+        quads.fill(0);
+        return BlockScale { scale: f32::NAN, sum: 0 };
+    }
+    let inverse = if max < TINY { 0.0 } else { 127.0 / max };
+    let factor = s.splat(inverse);
+    let mut sum = s.splat_i(0);
+    for (x, quads) in vectors.iter().zip(quads.chunks_mut(4)) {
+        let q = s.round(s.mul(s.load(x), factor));
+        sum = s.add_i(sum, q);
+        quads.copy_from_slice(&s.pack_quads(q)[..quads.len()]);
+    }
+    let sum = s.lanes_i(sum).iter().sum();
+    BlockScale { scale: if inverse == 0.0 { 0.0 } else { max / 127.0 }, sum }
+}
+
+/// The greatest magnitude; NaN if there is one.
+#[inline(always)]
+fn magnitude<S: Simd>(s: S, vectors: &[[f32; LANES]]) -> f32 {
+    let mut max = s.splat_i(0);
+    for x in vectors {
+        max = s.max_magnitude(max, s.load(x));
+    }
+    let mut bits = 0;
+    for lane in s.lanes_i(max) {
+        bits = bits.max(lane);
+    }
+    f32::from_bits(bits as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::isa::{Isa, Machine};
+    use super::*;
+    use proptest::prelude::*;
+    use testkit::Rng;
+
+    fn run(machine: Machine, x: &[f32], blocks: &Blocks) -> (Vec<i32>, Vec<BlockScale>) {
+        let mut quads = vec![0; blocks.width() / 4];
+        let mut scales = vec![BlockScale::ZERO; blocks.count];
+        let (x, items) = (Mat::new(x, x.len()), 0..blocks.count);
+        machine.run(Quantize { x, blocks, items, quads: &mut quads, scales: &mut scales });
+        (quads, scales)
+    }
+
+    fn machines() -> Vec<Machine> {
+        Isa::ALL.into_iter().filter_map(|isa| isa.detect().ok()).collect()
+    }
+
+    #[test]
+    fn blocks_never_cross_a_group() {
+        for (k, group, expected) in [
+            (256, 128, (2, 1, 128, false)),
+            (4096, 4096, (32, 32, 128, false)),
+            (64, 8, (8, 1, 8, false)),
+            (40, 20, (2, 1, 24, true)),
+            (300, 300, (3, 3, 104, true)),
+            (384, 192, (4, 2, 96, false)),
+        ] {
+            let blocks = Blocks::new(k, group, None);
+            let found = (blocks.count, blocks.per_group, blocks.block, blocks.source.is_some());
+            assert_eq!(found, expected, "k {k} group {group}");
+            let columns: Vec<_> = blocks.stored_columns(group).flatten().collect();
+            assert_eq!(columns, (0..k).collect::<Vec<_>>());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_isa_agrees_and_error_is_half_a_step(
+            seed: u64, groups in 1usize..4, group in 1usize..40, permuted: bool, exponent in -30i32..30
+        ) {
+            let (mut rng, k) = (Rng::new(seed), groups * group);
+            let perm = permuted.then(|| rng.permutation(k));
+            let blocks = Blocks::new(k, group, perm.as_deref());
+            let x = rng.floats(k, 2f32.powi(exponent));
+            let first = run(Machine::Scalar, &x, &blocks);
+            for machine in machines() {
+                prop_assert_eq!(&run(machine, &x, &blocks), &first);
+            }
+            for (i, column) in blocks.stored_columns(group).enumerate() {
+                let q = first.0[i / 4].to_le_bytes()[i % 4] as i8;
+                let scale = first.1[i / blocks.block].scale;
+                let x = column.map_or(0.0, |c| x[perm.as_ref().map_or(c, |p| p[c] as usize)]);
+                // half a step, and the rounding of the factor and of the product
+                prop_assert!((f32::from(q) * scale - x).abs() <= scale * 0.500_03);
+            }
+        }
+    }
+
+    #[test]
+    fn zero_tiny_and_not_finite() {
+        let blocks = Blocks::new(32, 16, None);
+        for machine in machines() {
+            let mut x = [0.0f32; 32];
+            x[3] = 1e-38;
+            x[20] = f32::NAN;
+            let (quads, scales) = run(machine, &x, &blocks);
+            assert_eq!((&quads[..], scales[0]), (&[0; 8][..], BlockScale::ZERO));
+            assert!(scales[1].scale.is_nan());
+            x[20] = f32::NEG_INFINITY;
+            assert!(run(machine, &x, &blocks).1[1].scale.is_nan());
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The CPU runner: owns weights, buffers and the team, and runs the plan step by step.
+//!
+//! After build nothing is allocated on the step path, except speeds of length-dependent rotary
+//! tables and, the first time, the caller's logits. Not here: phases ([`super::exec`]).
+
+use super::exec::{Buffers, Exec};
+use super::isa::Machine;
+use super::kv::KvCache;
+use super::plan::{Plan, RowCounts};
+use super::quantize::BlockScale;
+use super::share::Shared;
+use super::store::Stored;
+use super::team::Team;
+use crate::backend::RunnerMemory;
+use crate::program::{Program, SlotId};
+use crate::{Error, Runner, StepInput, StepLimits, StepOutput, validate};
+use std::sync::Arc;
+
+/// A program with its weights and memory, run by a team of threads.
+#[derive(Debug)]
+pub(crate) struct CpuRunner {
+    machine: Machine,
+    team: Arc<Team>,
+    program: Program,
+    limits: StepLimits,
+    plan: Plan,
+    weights: Vec<Stored>,
+    buffers: Buffers,
+    /// Rows of the last step.
+    counts: RowCounts,
+}
+
+impl CpuRunner {
+    /// Takes all memory for a validated program with its weights.
+    pub(crate) fn new(
+        (machine, team): (Machine, Arc<Team>),
+        program: &Program,
+        weights: Vec<Stored>,
+        limits: &StepLimits,
+    ) -> Self {
+        let plan = Plan::new(program, &weights, limits);
+        let kv = |decl| KvCache::new(decl, limits.blocks, limits.block_len);
+        let buffers = Buffers {
+            slots: Shared::new(plan.arena, 0.0),
+            ropes: Shared::new(plan.rope_len, 0.0),
+            quads: Shared::new(plan.quads, 0),
+            scales: Shared::new(plan.blocks, BlockScale::ZERO),
+            kv: program.kv.iter().map(kv).collect(),
+        };
+        Self {
+            machine,
+            team,
+            program: program.clone(),
+            limits: *limits,
+            plan,
+            weights,
+            buffers,
+            counts: RowCounts::default(),
+        }
+    }
+
+    /// Appends the rows of a slot as the last step left them.
+    fn copy(&mut self, slot: SlotId, out: &mut Vec<f32>) {
+        let place = self.plan.place(slot, self.counts);
+        let all = &self.buffers.slots.all_mut()[place.offset..];
+        out.extend_from_slice(&all[..place.rows * place.width]);
+    }
+}
+
+impl Runner for CpuRunner {
+    fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
+        validate::input(&self.program, &self.limits, input)?;
+        self.counts = RowCounts { tokens: input.tokens.len(), outputs: input.output_rows.len() };
+        self.team.run(|member| {
+            let exec = Exec {
+                machine: self.machine,
+                program: &self.program,
+                plan: &self.plan,
+                weights: &self.weights,
+                buffers: &self.buffers,
+                input,
+                counts: self.counts,
+                member,
+            };
+            exec.run();
+        });
+        output.logits.clear();
+        self.copy(self.program.logits, &mut output.logits);
+        Ok(())
+    }
+
+    fn read_slot(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error> {
+        let refuse = |reason: String| Err(Error::Input { reason });
+        if !self.limits.trace {
+            return refuse("slots can be read only if the limits ask for a trace".to_owned());
+        }
+        let most = self.program.slots.len();
+        if slot.index() >= most {
+            return refuse(format!("expected slot ids below {most}, found {}", slot.0));
+        }
+        out.clear();
+        self.copy(slot, out);
+        Ok(())
+    }
+
+    fn memory(&self) -> RunnerMemory {
+        let Buffers { slots, ropes, quads, scales, kv } = &self.buffers;
+        RunnerMemory {
+            weights_bytes: self.weights.iter().map(Stored::bytes).sum(),
+            slots_bytes: slots.bytes() + ropes.bytes() + quads.bytes() + scales.bytes(),
+            kv_bytes: kv.iter().map(KvCache::bytes).sum(),
+        }
+    }
+
+    fn poison(&mut self, live: &[usize]) {
+        self.buffers.kv.iter_mut().for_each(|kv| kv.poison(live));
+        self.buffers.slots.all_mut().fill(f32::NAN);
+        self.buffers.ropes.all_mut().fill(f32::NAN);
+        self.buffers.scales.all_mut().fill(BlockScale { scale: f32::NAN, sum: 0 });
+    }
+}
