@@ -1,1 +1,127 @@
-//! (being written)
+//! A model folder, opened: what it is, what it computes, and where its weights come from.
+//!
+//! [`Model::open`] reads configurations and headers only, so everything that cannot run is
+//! refused at once; weights flow later through [`Model::weights`] into a backend.
+//! Not here: tokenizer and template ([`crate::tokenizer`], [`crate::chat`]).
+
+use crate::Error;
+use crate::checkpoint::Checkpoint;
+use crate::config::{CONFIG, Reader, read_object};
+use crate::families;
+use crate::files::ModelFiles;
+use crate::lower::lower;
+use crate::quantization::Quantization;
+use crate::spec::ModelSpec;
+use crate::weights::{ModelWeights, Plan, Recipe, plan};
+use kernels::Program;
+use kernels::program::TokenId;
+use quant::Format;
+use serde_json::Value;
+
+/// A model that can be built on any backend.
+#[derive(Debug)]
+pub struct Model {
+    files: ModelFiles,
+    spec: ModelSpec,
+    program: Program,
+    checkpoint: Checkpoint,
+    recipes: Vec<Recipe>,
+    modules: Vec<ModuleInfo>,
+    stop_tokens: Vec<TokenId>,
+}
+
+/// A matrix of the checkpoint, for `inspect`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModuleInfo {
+    /// Name in the checkpoint: `model.layers.0.self_attn.q_proj` (quantized) or a tensor's name.
+    pub name: String,
+    /// `[n, k]`.
+    pub shape: [usize; 2],
+    /// The format it is delivered in.
+    pub format: Format,
+    /// How the file has it: `bf16`, `gptq v1 4-bit g128 sym act-order`.
+    pub source: String,
+}
+
+impl Model {
+    /// Opens a model.
+    ///
+    /// # Errors
+    /// Everything that makes the model unusable, except values inside weights: see the variants
+    /// of [`Error`].
+    pub fn open(files: ModelFiles) -> Result<Self, Error> {
+        let config = read_object(&files, CONFIG)?.ok_or_else(|| Error::MissingFile {
+            path: files.path(CONFIG),
+            needed_for: "it says which architecture the model has; is this a model folder?"
+                .to_owned(),
+        })?;
+        let config = Reader::new(files.path(CONFIG), config);
+        let mut spec = families::read(&config)?;
+        let quantization = Quantization::read(&files, &config)?;
+        let stop_tokens = stop_tokens(&files, &config, spec.vocab)?;
+        config.finish()?;
+        let checkpoint = Checkpoint::open(&files)?;
+        let Plan { layout, recipes, modules } = plan(&checkpoint, &spec, &quantization)?;
+        spec.tied_head = layout.head == layout.embed;
+        let program = lower(&spec, layout);
+        Ok(Self { files, spec, program, checkpoint, recipes, modules, stop_tokens })
+    }
+
+    /// What the model is.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// What it computes.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Its weights, one at a time.
+    pub fn weights(&self) -> ModelWeights<'_> {
+        ModelWeights::new(&self.checkpoint, &self.program.weights, &self.recipes)
+    }
+
+    /// Where its files come from.
+    pub fn files(&self) -> &ModelFiles {
+        &self.files
+    }
+
+    /// Tokens that end a sequence, as the files say.
+    pub fn stop_tokens(&self) -> &[TokenId] {
+        &self.stop_tokens
+    }
+
+    /// Every matrix of the checkpoint in the order it is loaded.
+    pub fn modules(&self) -> &[ModuleInfo] {
+        &self.modules
+    }
+}
+
+const EOS: &str = "eos_token_id";
+
+/// `eos_token_id` of `generation_config.json`, or else of `config.json`.
+fn stop_tokens(files: &ModelFiles, config: &Reader, vocab: usize) -> Result<Vec<TokenId>, Error> {
+    let name = "generation_config.json";
+    let own = eos_tokens(config, vocab)?;
+    let Some(map) = read_object(files, name)? else { return Ok(own) };
+    let generation = Reader::new(files.path(name), map);
+    Ok(if generation.value(EOS).is_some() { eos_tokens(&generation, vocab)? } else { own })
+}
+
+/// One id or a list of them; ids beyond the vocabulary can never be generated.
+fn eos_tokens(reader: &Reader, vocab: usize) -> Result<Vec<TokenId>, Error> {
+    let Some(value) = reader.value(EOS) else { return Ok(Vec::new()) };
+    let list = match value {
+        Value::Array(list) => list.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let ids = list.iter().map(Value::as_i64).collect::<Option<Vec<i64>>>();
+    let ids = ids.ok_or_else(|| reader.error(EOS, "a token id or a list of token ids"))?;
+    let inside = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < vocab);
+    Ok(ids.into_iter().filter(inside).map(|id| TokenId(id as u32)).collect())
+}
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;
