@@ -15,6 +15,7 @@ pub mod engine;
 mod error;
 pub mod families;
 pub mod files;
+pub mod forward;
 pub mod kv;
 pub mod lower;
 pub mod model;

@@ -89,6 +89,14 @@ pub enum Rejected {
         /// Tokens of the context.
         context: usize,
     },
+    /// A sequence to evaluate is longer than the context.
+    #[error("the sequence has {tokens} tokens, but the context holds {context}: shorten it by {}", tokens - context)]
+    TooLong {
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
     /// A token id beyond the vocabulary.
     #[error("token id {token} at position {position} is outside the vocabulary of {vocab}")]
     TokenOutOfRange {
@@ -108,6 +116,16 @@ pub enum Rejected {
         found: String,
         /// Allowed range.
         expected: &'static str,
+    },
+    /// The prompt needs more KV blocks than there are.
+    #[error(
+        "the prompt has {prompt} tokens, but the KV cache holds {positions}: shorten the prompt or give the KV cache more memory"
+    )]
+    PromptExceedsKv {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that all KV blocks hold.
+        positions: usize,
     },
     /// The waiting queue is full.
     #[error("the queue is full: {waiting} requests are waiting; try again later")]

@@ -1,1 +1,127 @@
-//! (being written)
+//! One sequence: its tokens, how many of them are computed, and the KV blocks it holds.
+//!
+//! Plain data with the few rules that must hold however a sequence is scheduled. Not here: when
+//! it runs ([`crate::scheduler`]), how tokens are chosen ([`crate::sampler`]), devices.
+
+use crate::request::{FinishReason, Request, RequestId};
+use crate::sampler::{History, SamplingParams};
+use kernels::program::{BlockId, TokenId};
+
+/// What a sequence is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Holds no blocks: new, or preempted and to be recomputed.
+    Waiting,
+    /// Holds blocks for all its tokens but, perhaps, the newest.
+    Running,
+    /// Finished, failed or cancelled; leaves the engine at the end of the step.
+    Ended,
+}
+
+/// A request being worked on.
+#[derive(Debug, Clone)]
+pub struct Sequence {
+    /// Its name.
+    pub id: RequestId,
+    /// Prompt, then generated tokens.
+    pub tokens: Vec<TokenId>,
+    /// How many of them are the prompt.
+    pub prompt_len: usize,
+    /// Tokens at which it ends at the latest: `max_tokens` or the context.
+    pub len_max: usize,
+    /// Tokens that end it.
+    pub stop_tokens: Vec<TokenId>,
+    /// How its tokens are chosen.
+    pub sampling: SamplingParams,
+    /// What it is doing.
+    pub phase: Phase,
+    /// Tokens whose keys and values are in `blocks`; always fewer than `tokens.len()` between
+    /// steps, since a token's logits are wanted before there is a next one.
+    pub computed: usize,
+    /// Its block table.
+    pub blocks: Vec<BlockId>,
+    /// Steps since it last had a part in one, as the scheduler counts them.
+    pub waited: u32,
+}
+
+impl Sequence {
+    /// A waiting sequence in a context of `context_len` tokens.
+    pub fn new(id: RequestId, request: Request, context_len: usize) -> Self {
+        let prompt_len = request.prompt.len();
+        Self {
+            id,
+            tokens: request.prompt,
+            prompt_len,
+            len_max: prompt_len.saturating_add(request.max_tokens as usize).min(context_len),
+            stop_tokens: request.stop_tokens,
+            sampling: request.sampling,
+            phase: Phase::Waiting,
+            computed: 0,
+            blocks: Vec::new(),
+            waited: 0,
+        }
+    }
+
+    /// Tokens still to compute before the next one can be chosen; at least one between steps.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// The length that chooses rotary speeds for the token at `position`: the length its sequence
+    /// had when the token was first computed, which is the whole prompt for prompt tokens. It does
+    /// not depend on chunks or preemption, so a recomputed token gets the same keys again.
+    pub fn rope_len(&self, position: usize) -> usize {
+        self.prompt_len.max(position + 1)
+    }
+
+    /// Its tokens as the sampler wants them.
+    pub fn history(&self) -> History<'_> {
+        let (prompt, generated) = self.tokens.split_at(self.prompt_len);
+        History { prompt, generated }
+    }
+
+    /// Appends a chosen token; says why the sequence ends if it does.
+    pub fn push(&mut self, token: TokenId) -> Option<FinishReason> {
+        self.tokens.push(token);
+        if self.stop_tokens.contains(&token) {
+            return Some(FinishReason::Stop);
+        }
+        (self.tokens.len() >= self.len_max).then_some(FinishReason::Length)
+    }
+
+    /// Positions of its `index`-th block that hold computed keys and values.
+    pub fn live_positions(&self, index: usize, block_len: usize) -> usize {
+        self.computed.saturating_sub(index * block_len).min(block_len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(prompt: u32, max_tokens: u32, context_len: usize) -> Sequence {
+        let prompt = (0..prompt).map(TokenId).collect();
+        let stop_tokens = vec![TokenId(9)];
+        let sampling = SamplingParams::default();
+        let request = Request { prompt, max_tokens, stop_tokens, sampling };
+        Sequence::new(RequestId(1), request, context_len)
+    }
+
+    #[test]
+    fn ends_at_the_limit_at_the_context_or_at_a_stop_token() {
+        let mut limited = sequence(3, 2, 100);
+        assert_eq!(limited.push(TokenId(1)), None);
+        assert_eq!(limited.push(TokenId(1)), Some(FinishReason::Length));
+        let mut full = sequence(3, u32::MAX, 5);
+        assert_eq!(full.push(TokenId(1)), None);
+        assert_eq!(full.push(TokenId(9)), Some(FinishReason::Stop), "stop wins over length");
+        assert_eq!(full.history().generated, [TokenId(1), TokenId(9)]);
+    }
+
+    #[test]
+    fn prompt_tokens_use_the_whole_prompts_length() {
+        let sequence = sequence(4, 9, 100);
+        let lens: Vec<usize> = (0..7).map(|p| sequence.rope_len(p)).collect();
+        assert_eq!(lens, [4, 4, 4, 4, 5, 6, 7]);
+    }
+}

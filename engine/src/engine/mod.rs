@@ -1,0 +1,359 @@
+//! The loop: take requests, plan a step, run it, choose tokens, say what happened.
+//!
+//! Synchronous and single-threaded, without a clock or IO: whoever owns an [`Engine`] calls
+//! [`Engine::step`] while there is work. Requests come in as token ids and go out as [`Event`]s;
+//! every request that was accepted gets exactly one `Finished` or `Failed`, its last event.
+//!
+//! A request's tokens do not depend on what else runs: not on other requests, chunk sizes or
+//! preemption, as long as the runner computes each row from its own sequence alone.
+//!
+//! Not here: policy ([`crate::scheduler`]), text, threads.
+
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
+mod tests;
+
+use crate::Error;
+use crate::batch::Batch;
+use crate::kv::BlockPool;
+use crate::request::{Event, FinishReason, Rejected, Request, RequestId};
+use crate::sampler::Sampler;
+use crate::scheduler::{Budget, Scheduler, StepPart};
+use crate::sequence::{Phase, Sequence};
+use kernels::backend::RunnerMemory;
+use kernels::{Runner, StepLimits, StepOutput};
+
+/// Sizes of an engine; all of them at least 1, but for `max_waiting`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Tokens of the vocabulary, v: columns of the runner's logits.
+    pub vocab: usize,
+    /// Most tokens of a sequence, prompt and generated.
+    pub context_len: u32,
+    /// Most tokens of a step. Decodes come first, so more than `max_sequences` leaves room for
+    /// prefill beside them.
+    pub step_tokens: usize,
+    /// Most sequences that run at once.
+    pub max_sequences: usize,
+    /// KV blocks in all.
+    pub blocks: usize,
+    /// Positions of a KV block.
+    pub block_len: usize,
+    /// Most requests that wait beside those that run; 0 refuses what cannot run soon.
+    pub max_waiting: usize,
+}
+
+impl EngineConfig {
+    /// The limits the runner must be built for.
+    pub fn step_limits(&self) -> StepLimits {
+        StepLimits {
+            tokens: self.step_tokens,
+            sequences: self.max_sequences,
+            outputs: self.max_sequences,
+            blocks: self.blocks,
+            block_len: self.block_len,
+            trace: false,
+        }
+    }
+
+    /// Checks a request without submitting it: nothing is loaded or computed for one that cannot
+    /// run.
+    ///
+    /// # Errors
+    /// [`Rejected`] says what is wrong with it.
+    pub fn check(&self, request: &Request) -> Result<(), Rejected> {
+        let Request { prompt, max_tokens, sampling, .. } = request;
+        let (context, positions) = (self.context_len as usize, self.blocks * self.block_len);
+        if prompt.is_empty() {
+            return Err(Rejected::EmptyPrompt);
+        }
+        if *max_tokens == 0 {
+            return Err(Rejected::NoTokens);
+        }
+        if prompt.len() >= context {
+            return Err(Rejected::PromptTooLong { prompt: prompt.len(), context });
+        }
+        if prompt.len() > positions {
+            return Err(Rejected::PromptExceedsKv { prompt: prompt.len(), positions });
+        }
+        let vocab = self.vocab;
+        let outside = |(position, token): (usize, u32)| match token as usize >= vocab {
+            true => Err(Rejected::TokenOutOfRange { token, position, vocab }),
+            false => Ok(()),
+        };
+        prompt.iter().map(|t| t.0).enumerate().try_for_each(outside)?;
+        sampling.logit_bias.iter().map(|(t, _)| t.0).enumerate().try_for_each(outside)?;
+        sampling.validate()
+    }
+
+    fn budget(&self) -> Budget {
+        Budget { tokens: self.step_tokens, sequences: self.max_sequences }
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing: no request is open.
+    Idle,
+    /// Something; call again.
+    Worked {
+        /// Tokens computed of prompts, and of sequences that were preempted.
+        prefill_tokens: usize,
+        /// Generated tokens computed, one a sequence.
+        decode_tokens: usize,
+    },
+}
+
+/// Gauges and counters, for metrics and tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests accepted and not ended.
+    pub open: usize,
+    /// Of these, those that hold KV blocks.
+    pub running: usize,
+    /// KV blocks that nobody holds.
+    pub blocks_free: usize,
+    /// Times a sequence lost its blocks, since the engine began.
+    pub preemptions: u64,
+}
+
+/// A runner with everything around it.
+pub struct Engine {
+    runner: Box<dyn Runner>,
+    config: EngineConfig,
+    pool: BlockPool,
+    /// In order of arrival; the scheduler relies on it.
+    sequences: Vec<Sequence>,
+    scheduler: Scheduler,
+    batch: Batch,
+    output: StepOutput,
+    sampler: Sampler,
+    /// Events of calls between steps.
+    early: Vec<Event>,
+    next_id: u64,
+    preemptions: u64,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (config, counts) = (&self.config, self.counts());
+        f.debug_struct("Engine").field("config", config).field("counts", &counts).finish()
+    }
+}
+
+impl Engine {
+    /// An engine over a runner that was built for [`EngineConfig::step_limits`].
+    ///
+    /// # Panics
+    /// If a size that must be at least 1 is 0.
+    pub fn new(runner: Box<dyn Runner>, config: EngineConfig) -> Self {
+        assert!(config.vocab > 0 && config.context_len > 0, "a model has tokens and a context");
+        assert!(config.step_tokens > 0 && config.max_sequences > 0, "a step has room for a token");
+        Self {
+            runner,
+            pool: BlockPool::new(config.blocks, config.block_len),
+            sequences: Vec::new(),
+            scheduler: Scheduler::default(),
+            batch: Batch::new(&config.step_limits()),
+            output: StepOutput::default(),
+            sampler: Sampler::default(),
+            early: Vec::new(),
+            next_id: 0,
+            preemptions: 0,
+            config,
+        }
+    }
+
+    /// Accepts a request; it takes part from the next step on.
+    ///
+    /// # Errors
+    /// [`Rejected`] says what is wrong with it, or that the queue is full.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, Rejected> {
+        self.config.check(&request)?;
+        let EngineConfig { max_sequences, max_waiting, context_len, .. } = self.config;
+        if self.sequences.len() >= max_sequences.saturating_add(max_waiting) {
+            let waiting = self.sequences.len() - self.counts().running;
+            return Err(Rejected::QueueFull { waiting });
+        }
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        self.sequences.push(Sequence::new(id, request, context_len as usize));
+        Ok(id)
+    }
+
+    /// Ends a request and frees its blocks at once; the next step tells so. A request that has
+    /// ended already, or never was, is left alone.
+    pub fn cancel(&mut self, id: RequestId) {
+        let Some(i) = self.sequences.iter().position(|s| s.id == id) else { return };
+        let mut sequence = self.sequences.remove(i);
+        self.pool.release(&mut sequence.blocks);
+        self.early.push(Event::Finished { id, reason: FinishReason::Cancelled });
+    }
+
+    /// Does one step and appends what happened to `events`.
+    ///
+    /// # Errors
+    /// The runner's error; every open request has got [`Event::Failed`] then, and the engine takes
+    /// new ones.
+    pub fn step(&mut self, events: &mut Vec<Event>) -> Result<Progress, Error> {
+        events.append(&mut self.early);
+        if self.sequences.is_empty() {
+            return Ok(Progress::Idle);
+        }
+        self.scheduler.plan(&mut self.sequences, &mut self.pool, self.config.budget());
+        self.preemptions += self.scheduler.last().preempted as u64;
+        if let Err(error) = self.run() {
+            self.fail_all(&error, events);
+            return Err(error);
+        }
+        self.fail_too_large(events);
+        let progress = self.commit(events);
+        self.sequences.retain(|s| s.phase != Phase::Ended);
+        if cfg!(debug_assertions) {
+            self.check_integrity();
+        }
+        Ok(progress)
+    }
+
+    /// Gauges and counters.
+    pub fn counts(&self) -> Counts {
+        let running = self.sequences.iter().filter(|s| s.phase == Phase::Running).count();
+        Counts {
+            open: self.sequences.len(),
+            running,
+            blocks_free: self.pool.free(),
+            preemptions: self.preemptions,
+        }
+    }
+
+    /// The sizes it was made with.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// Bytes the runner holds.
+    pub fn memory(&self) -> RunnerMemory {
+        self.runner.memory()
+    }
+
+    /// Checks the bookkeeping of blocks and sequences; debug builds do so after every step.
+    ///
+    /// # Panics
+    /// If it is broken.
+    pub fn check_integrity(&self) {
+        self.pool.check_integrity(self.sequences.iter().map(|s| s.blocks.as_slice()));
+        assert!(self.counts().running <= self.config.max_sequences, "too many run");
+        for s in &self.sequences {
+            let waiting = s.phase == Phase::Waiting;
+            assert_eq!(waiting, s.blocks.is_empty(), "{:?} is {:?}", s.id, s.phase);
+            assert!(s.pending() > 0 && s.tokens.len() < s.len_max, "{:?} should have ended", s.id);
+            let held = s.blocks.len() * self.config.block_len;
+            assert!(s.computed <= held, "{:?} computed more than its blocks hold", s.id);
+        }
+    }
+
+    /// Makes the runner overwrite all memory that no sequence needs, so that a test sees whether
+    /// anything reads it.
+    pub fn poison(&mut self) {
+        let mut live = vec![0; self.config.blocks];
+        for s in &self.sequences {
+            for (i, block) in s.blocks.iter().enumerate() {
+                live[block.index()] = s.live_positions(i, self.config.block_len);
+            }
+        }
+        self.runner.poison(&live);
+    }
+
+    /// Runs the planned parts; leaves `[r, v]` logits in `output`.
+    fn run(&mut self) -> Result<(), Error> {
+        let parts = &self.scheduler.last().parts;
+        if parts.is_empty() {
+            return Ok(());
+        }
+        self.batch.pack(parts, &self.sequences, self.config.block_len);
+        let input = self.batch.input();
+        self.runner.step(&input, &mut self.output)?;
+        let (expected, found) =
+            (input.output_rows.len() * self.config.vocab, self.output.logits.len());
+        if expected == found {
+            return Ok(());
+        }
+        let reason = format!("expected {expected} logits of the runner, found {found}");
+        Err(kernels::Error::Input { reason }.into())
+    }
+
+    /// Books the computed tokens and chooses new ones.
+    fn commit(&mut self, events: &mut Vec<Event>) -> Progress {
+        let (mut prefill_tokens, mut decode_tokens, mut row) = (0, 0, 0);
+        for k in 0..self.scheduler.last().parts.len() {
+            let part = self.scheduler.last().parts[k];
+            let sequence = &mut self.sequences[part.sequence];
+            sequence.computed = part.end;
+            let decode = part.end - part.start == 1 && part.start >= sequence.prompt_len;
+            *(if decode { &mut decode_tokens } else { &mut prefill_tokens }) +=
+                part.end - part.start;
+            if part.outputs > 0 {
+                self.extend(part, row, events);
+            }
+            row += part.outputs;
+        }
+        Progress::Worked { prefill_tokens, decode_tokens }
+    }
+
+    /// Chooses the token after `part` from output row `row`.
+    fn extend(&mut self, part: StepPart, row: usize, events: &mut Vec<Event>) {
+        let vocab = self.config.vocab;
+        let logits_v = &self.output.logits[row * vocab..(row + 1) * vocab];
+        let sequence = &mut self.sequences[part.sequence];
+        let (id, position) = (sequence.id, part.end as u32);
+        let ended = match self.sampler.sample(
+            logits_v,
+            &sequence.history(),
+            &sequence.sampling,
+            position,
+        ) {
+            Ok(token) => {
+                events.push(Event::Token { id, token });
+                sequence.push(token).map(|reason| Event::Finished { id, reason })
+            }
+            Err(error) => {
+                let reason = format!("no token can be chosen at position {position}: {error}");
+                Some(Event::Failed { id, reason })
+            }
+        };
+        if let Some(event) = ended {
+            self.end(part.sequence, event, events);
+        }
+    }
+
+    fn fail_too_large(&mut self, events: &mut Vec<Event>) {
+        for k in 0..self.scheduler.last().too_large.len() {
+            let i = self.scheduler.last().too_large[k];
+            let (id, tokens) = (self.sequences[i].id, self.sequences[i].tokens.len());
+            let (needed, blocks) = (self.pool.blocks_for(tokens), self.pool.blocks());
+            let reason = format!(
+                "at {tokens} tokens the sequence needs {needed} KV blocks, but there are {blocks}: ask for fewer tokens or give the KV cache more memory"
+            );
+            self.end(i, Event::Failed { id, reason }, events);
+        }
+    }
+
+    fn fail_all(&mut self, error: &Error, events: &mut Vec<Event>) {
+        for i in 0..self.sequences.len() {
+            let (id, reason) = (self.sequences[i].id, format!("the step failed: {error}"));
+            self.end(i, Event::Failed { id, reason }, events);
+        }
+        self.sequences.clear();
+    }
+
+    /// Ends sequence `i` with its last event; it stays in the list until the step's end, so that
+    /// the plan's indices hold.
+    fn end(&mut self, i: usize, event: Event, events: &mut Vec<Event>) {
+        let sequence = &mut self.sequences[i];
+        self.pool.release(&mut sequence.blocks);
+        sequence.phase = Phase::Ended;
+        events.push(event);
+    }
+}

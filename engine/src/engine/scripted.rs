@@ -1,0 +1,169 @@
+//! A runner for tests whose logits are a hash of the tokens it finds in its KV blocks.
+//!
+//! It stores what a KV write would (token, position, rotary length) at the slot the block table
+//! names, and reads the visible context back through the table. So a wrong table, position, length
+//! or order, a stale or shared block changes the logits; memory nobody wrote, and poison, panics.
+
+use kernels::backend::RunnerMemory;
+use kernels::program::{SlotId, TokenId};
+use kernels::{Error, Runner, StepInput, StepLimits, StepOutput};
+use std::sync::{Arc, Mutex};
+
+/// Decides whether step `n` fails and whether logits are spoilt.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Faults {
+    /// The step (from 0) that returns an error.
+    pub(crate) fail_at: Option<usize>,
+    /// A context that ends in this token has only NaN logits.
+    pub(crate) nan_after: Option<TokenId>,
+}
+
+/// Sizes of the steps that ran, for the test that owns the other half of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<StepSize>>>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StepSize {
+    pub(crate) tokens: usize,
+    pub(crate) sequences: usize,
+    pub(crate) outputs: usize,
+}
+
+impl Log {
+    pub(crate) fn take(&self) -> Vec<StepSize> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct ScriptedRunner {
+    limits: StepLimits,
+    vocab: usize,
+    /// `[blocks * block_len]`; none where nothing may be read.
+    kv: Vec<Option<u64>>,
+    faults: Faults,
+    log: Log,
+}
+
+impl ScriptedRunner {
+    pub(crate) fn new(limits: StepLimits, vocab: usize, faults: Faults) -> Self {
+        let kv = vec![None; limits.blocks * limits.block_len];
+        Self { limits, vocab, kv, faults, log: Log::default() }
+    }
+
+    pub(crate) fn log(&self) -> Log {
+        self.log.clone()
+    }
+
+    fn slot(&self, input: &StepInput<'_>, sequence: usize, position: u32) -> usize {
+        let (block_len, position) = (self.limits.block_len, position as usize);
+        let table = input.block_tables.of(sequence);
+        table[position / block_len].index() * block_len + position % block_len
+    }
+
+    /// Hash of positions `0..=position`, read through the block table.
+    fn context(&self, input: &StepInput<'_>, sequence: usize, position: u32) -> u64 {
+        let read = |p| self.kv[self.slot(input, sequence, p)];
+        let read =
+            |p| read(p).unwrap_or_else(|| panic!("position {p} of {sequence} is dead memory"));
+        (0..=position).fold(0, |h, p| mix(h ^ read(p)))
+    }
+
+    fn check(&self, input: &StepInput<'_>) {
+        let (t, s, r) = (input.tokens.len(), input.query_ends.len(), input.output_rows.len());
+        assert!((1..=self.limits.tokens).contains(&t), "{t} tokens");
+        assert!((1..=self.limits.sequences).contains(&s), "{s} sequences");
+        assert!(r <= self.limits.outputs, "{r} outputs");
+        assert_eq!((input.positions.len(), input.rope_lens.len()), (t, t));
+        assert_eq!((input.context_lens.len(), input.block_tables.ends.len()), (s, s));
+        assert!(input.query_ends.is_sorted_by(|a, b| a < b), "an empty or overlapping sequence");
+        assert_eq!(input.query_ends[s - 1] as usize, t);
+        assert!(input.output_rows.is_sorted_by(|a, b| a < b));
+        assert!(input.output_rows.last().is_none_or(|&r| (r as usize) < t));
+        let mut blocks = input.block_tables.blocks.to_vec();
+        blocks.sort_unstable();
+        assert!(blocks.is_sorted_by(|a, b| a < b), "a block in two places of a step");
+    }
+
+    /// Stores the step's tokens; returns which sequence each row belongs to.
+    fn write(&mut self, input: &StepInput<'_>) -> Vec<usize> {
+        let mut owners = Vec::new();
+        for (i, (&end, &context_len)) in input.query_ends.iter().zip(input.context_lens).enumerate()
+        {
+            let first = context_len - (end - owners.len() as u32);
+            for position in first..context_len {
+                let t = owners.len();
+                assert_eq!(input.positions[t], position, "positions of {i} are not contiguous");
+                assert!(input.tokens[t].index() < self.vocab);
+                let slot = self.slot(input, i, position);
+                self.kv[slot] = Some(entry(input.tokens[t], position, input.rope_lens[t]));
+                owners.push(i);
+            }
+        }
+        owners
+    }
+}
+
+impl Runner for ScriptedRunner {
+    fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
+        self.check(input);
+        let size = StepSize {
+            tokens: input.tokens.len(),
+            sequences: input.query_ends.len(),
+            outputs: input.output_rows.len(),
+        };
+        let mut log = self.log.0.lock().unwrap();
+        log.push(size);
+        if self.faults.fail_at.is_some_and(|n| n + 1 == log.len()) {
+            return Err(Error::Input { reason: "scripted".to_owned() });
+        }
+        drop(log);
+        let owners = self.write(input);
+        output.logits.clear();
+        for &row in input.output_rows {
+            let row = row as usize;
+            let hash = self.context(input, owners[row], input.positions[row]);
+            let spoilt = self.faults.nan_after == Some(input.tokens[row]);
+            let logit = |v| if spoilt { f32::NAN } else { logit(hash, v) };
+            output.logits.extend((0..self.vocab as u32).map(logit));
+        }
+        Ok(())
+    }
+
+    fn read_slot(&mut self, _: SlotId, _: &mut Vec<f32>) -> Result<(), Error> {
+        Err(Error::Input { reason: "a scripted runner has no slots".to_owned() })
+    }
+
+    fn memory(&self) -> RunnerMemory {
+        RunnerMemory::default()
+    }
+
+    fn poison(&mut self, live: &[usize]) {
+        let blocks = self.kv.chunks_mut(self.limits.block_len);
+        blocks.zip(live).for_each(|(block, &live)| block[live..].fill(None));
+    }
+}
+
+/// The logits a sequence must get after `tokens`, of which `prompt_len` are its prompt: the
+/// runner's arithmetic without blocks, steps or an engine.
+pub(crate) fn expected_logits(tokens: &[TokenId], prompt_len: usize, vocab: usize) -> Vec<f32> {
+    let rope_len = |p: usize| prompt_len.max(p + 1) as u32;
+    let hash = tokens
+        .iter()
+        .enumerate()
+        .fold(0, |h, (p, &token)| mix(h ^ entry(token, p as u32, rope_len(p))));
+    (0..vocab as u32).map(|v| logit(hash, v)).collect()
+}
+
+fn entry(token: TokenId, position: u32, rope_len: u32) -> u64 {
+    mix(mix(mix(u64::from(token.0)) ^ u64::from(position)) ^ u64::from(rope_len))
+}
+
+/// In -4..4.
+fn logit(hash: u64, token: u32) -> f32 {
+    (mix(hash ^ u64::from(token)) >> 40) as f32 / (1u32 << 21) as f32 - 4.0
+}
+
+fn mix(x: u64) -> u64 {
+    testkit::Rng::new(x).bits()
+}

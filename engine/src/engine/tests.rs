@@ -1,0 +1,418 @@
+//! The engine over the scripted runner: what requests get never depends on how they are scheduled.
+
+use super::scripted::{Faults, Log, ScriptedRunner, StepSize, expected_logits};
+use super::*;
+use crate::sampler::{SamplingParams, sample};
+use crate::scheduler::WAITED_MAX;
+use kernels::program::TokenId;
+use std::collections::BTreeMap;
+use testkit::Rng;
+
+const CONFIG: EngineConfig = EngineConfig {
+    vocab: 29,
+    context_len: 64,
+    step_tokens: 16,
+    max_sequences: 4,
+    blocks: 64,
+    block_len: 4,
+    max_waiting: 16,
+};
+
+fn engine_with(config: EngineConfig, faults: Faults) -> (Engine, Log) {
+    let runner = ScriptedRunner::new(config.step_limits(), config.vocab, faults);
+    let log = runner.log();
+    (Engine::new(Box::new(runner), config), log)
+}
+
+fn engine(config: EngineConfig) -> Engine {
+    engine_with(config, Faults::default()).0
+}
+
+fn request(prompt: &[u32], max_tokens: u32) -> Request {
+    Request {
+        prompt: prompt.iter().map(|&t| TokenId(t)).collect(),
+        max_tokens,
+        stop_tokens: Vec::new(),
+        sampling: SamplingParams::default(),
+    }
+}
+
+fn prompt(len: usize) -> Vec<u32> {
+    (0..len as u32).map(|t| t * 7 % 29).collect()
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq)]
+enum End {
+    Finished(FinishReason),
+    Failed(String),
+}
+
+/// What a request got.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Outcome {
+    tokens: Vec<TokenId>,
+    end: Option<End>,
+}
+
+/// Sorts events by request; none may follow the last one of its request.
+fn collect(outcomes: &mut BTreeMap<RequestId, Outcome>, events: &mut Vec<Event>) {
+    for event in events.drain(..) {
+        let (Event::Token { id, .. } | Event::Finished { id, .. } | Event::Failed { id, .. }) =
+            event;
+        let outcome = outcomes.entry(id).or_default();
+        assert_eq!(outcome.end, None, "an event after the end of {id:?}: {event:?}");
+        match event {
+            Event::Token { token, .. } => outcome.tokens.push(token),
+            Event::Finished { reason, .. } => outcome.end = Some(End::Finished(reason)),
+            Event::Failed { reason, .. } => outcome.end = Some(End::Failed(reason)),
+        }
+    }
+}
+
+fn run_to_the_end(engine: &mut Engine) -> BTreeMap<RequestId, Outcome> {
+    let (mut outcomes, mut events) = (BTreeMap::new(), Vec::new());
+    while engine.step(&mut events).unwrap() != Progress::Idle {
+        collect(&mut outcomes, &mut events);
+        engine.check_integrity();
+    }
+    collect(&mut outcomes, &mut events);
+    outcomes
+}
+
+/// What a request must get, found without an engine.
+fn oracle(request: &Request, config: &EngineConfig) -> Outcome {
+    let (mut tokens, prompt_len) = (request.prompt.clone(), request.prompt.len());
+    let end = loop {
+        if tokens.len() > config.blocks * config.block_len {
+            break End::Failed(String::new());
+        }
+        let logits_v = expected_logits(&tokens, prompt_len, config.vocab);
+        let (prompt, generated) = tokens.split_at(prompt_len);
+        let history = crate::sampler::History { prompt, generated };
+        let token = sample(&logits_v, &history, &request.sampling, tokens.len() as u32).unwrap();
+        tokens.push(token);
+        if request.stop_tokens.contains(&token) {
+            break End::Finished(FinishReason::Stop);
+        }
+        let generated = (tokens.len() - prompt_len) as u32;
+        if generated == request.max_tokens || tokens.len() == config.context_len as usize {
+            break End::Finished(FinishReason::Length);
+        }
+    };
+    Outcome { tokens: tokens.split_off(prompt_len), end: Some(end) }
+}
+
+fn random_sampling(rng: &mut Rng) -> SamplingParams {
+    let mut params = SamplingParams { seed: rng.bits(), ..Default::default() };
+    match rng.below(4) {
+        0 => params.temperature = 0.0,
+        1 => params.top_p = 0.7,
+        2 => (params.top_k, params.frequency_penalty) = (5, 0.5),
+        _ => (params.repetition_penalty, params.temperature) = (1.3, 0.8),
+    }
+    params
+}
+
+fn random_request(rng: &mut Rng, config: &EngineConfig) -> Request {
+    let longest = (config.context_len as usize - 1).min(config.blocks * config.block_len);
+    // Short prompts outgrow their blocks together, long ones are cut into chunks.
+    let longest = if rng.below(3) == 0 { longest } else { longest.min(6) };
+    let (len, stops) = (1 + rng.below(longest), rng.below(2));
+    let mut token = || TokenId(rng.below(config.vocab) as u32);
+    Request {
+        prompt: (0..len).map(|_| token()).collect(),
+        stop_tokens: (0..stops).map(|_| token()).collect(),
+        max_tokens: 1 + rng.below(40) as u32,
+        sampling: random_sampling(rng),
+    }
+}
+
+fn random_config(rng: &mut Rng) -> EngineConfig {
+    let step_tokens_max = if rng.below(2) == 0 { 6 } else { 40 };
+    let blocks_max = if rng.below(2) == 0 { 10 } else { 60 };
+    EngineConfig {
+        vocab: 3 + rng.below(40),
+        context_len: 2 + rng.below(60) as u32,
+        step_tokens: 1 + rng.below(step_tokens_max),
+        max_sequences: 1 + rng.below(7),
+        blocks: 1 + rng.below(blocks_max),
+        block_len: 1 + rng.below(8),
+        max_waiting: rng.below(12),
+    }
+}
+
+/// What a random run exercised.
+#[derive(Debug, Default)]
+struct Coverage {
+    preemptions: u64,
+    refused: usize,
+    cancelled: usize,
+    too_large: usize,
+    stopped: usize,
+    mixed_steps: usize,
+}
+
+/// One random run: requests arrive and are cancelled at random while steps go on.
+struct Run {
+    rng: Rng,
+    engine: Engine,
+    log: Log,
+    /// Accepted requests and whether they were cancelled.
+    open: BTreeMap<RequestId, (Request, bool)>,
+    outcomes: BTreeMap<RequestId, Outcome>,
+    /// Every accepted request ends within this many more steps.
+    steps_left: usize,
+    refused: usize,
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let config = random_config(&mut rng);
+        let (engine, log) = engine_with(config, Faults::default());
+        let (open, outcomes) = (BTreeMap::new(), BTreeMap::new());
+        Self { rng, engine, log, open, outcomes, steps_left: 0, refused: 0 }
+    }
+
+    fn submit(&mut self) {
+        let request = random_request(&mut self.rng, self.engine.config());
+        match self.engine.submit(request.clone()) {
+            Ok(id) => {
+                // The oldest request goes on at least every WAITED_MAX steps and one more for each
+                // other sequence; it is never preempted.
+                let tokens = request.prompt.len() + request.max_tokens as usize;
+                let config = self.engine.config();
+                self.steps_left += tokens * (WAITED_MAX as usize + config.max_sequences + 1);
+                self.open.insert(id, (request, false));
+            }
+            Err(Rejected::QueueFull { .. }) => self.refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    fn cancel(&mut self) {
+        let n = self.rng.below(self.open.len().max(1));
+        if let Some((&id, (_, cancelled))) = self.open.iter_mut().nth(n) {
+            self.engine.cancel(id);
+            *cancelled |= self.outcomes.get(&id).is_none_or(|o| o.end.is_none());
+        }
+    }
+
+    fn step(&mut self) -> Progress {
+        if self.rng.below(3) == 0 {
+            self.engine.poison();
+        }
+        let mut events = Vec::new();
+        let progress = self.engine.step(&mut events).unwrap();
+        collect(&mut self.outcomes, &mut events);
+        self.engine.check_integrity();
+        progress
+    }
+
+    fn all(&mut self) {
+        let arrivals = 1 + self.rng.below(14);
+        for _ in 0..arrivals {
+            self.submit();
+            if self.rng.below(6) == 0 {
+                self.cancel();
+            }
+            for _ in 0..self.rng.below(4) {
+                self.step();
+            }
+        }
+        while self.step() != Progress::Idle {
+            assert!(self.steps_left > 0, "starved: {:?}", self.engine);
+            self.steps_left -= 1;
+        }
+        assert_eq!(self.engine.counts().blocks_free, self.engine.config().blocks);
+    }
+
+    fn check(&self, coverage: &mut Coverage) {
+        assert_eq!(self.open.len(), self.outcomes.len(), "a request without an end");
+        for (id, (request, cancelled)) in &self.open {
+            let (found, expected) = (&self.outcomes[id], oracle(request, self.engine.config()));
+            if *cancelled {
+                assert!(expected.tokens.starts_with(&found.tokens), "{id:?} before its cancel");
+                assert_eq!(found.end, Some(End::Finished(FinishReason::Cancelled)));
+                coverage.cancelled += 1;
+                continue;
+            }
+            assert_eq!(found.tokens, expected.tokens, "{id:?}");
+            if let (Some(End::Failed(_)), Some(End::Failed(why))) = (&expected.end, &found.end) {
+                assert!(why.contains("KV blocks"), "{why}");
+                coverage.too_large += 1;
+            } else {
+                assert_eq!(found.end, expected.end, "{id:?}");
+            }
+            coverage.stopped += usize::from(found.end == Some(End::Finished(FinishReason::Stop)));
+        }
+        coverage.preemptions += self.engine.counts().preemptions;
+        coverage.refused += self.refused;
+        let mixed = |s: &StepSize| s.outputs > 0 && s.tokens > s.sequences;
+        coverage.mixed_steps += self.log.take().iter().filter(|s| mixed(s)).count();
+    }
+}
+
+/// The engine's main promise: tokens do not depend on arrivals, budgets, chunks, pools, preemption,
+/// cancelled neighbours or dead memory.
+#[test]
+fn any_schedule_gives_each_request_what_it_gets_alone() {
+    let mut coverage = Coverage::default();
+    for seed in 0..4000 {
+        let attempt = std::panic::AssertUnwindSafe(|| {
+            let mut run = Run::new(seed);
+            run.all();
+            run.check(&mut coverage);
+        });
+        if let Err(panic) = std::panic::catch_unwind(attempt) {
+            eprintln!("failed at seed {seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+    eprintln!("{coverage:?}");
+    let Coverage { preemptions, refused, cancelled, too_large, stopped, mixed_steps } = coverage;
+    assert!(preemptions > 1000 && refused > 1000 && cancelled > 500, "too little happened");
+    assert!(too_large > 500 && stopped > 500 && mixed_steps > 5000, "too little happened");
+}
+
+#[test]
+fn a_request_in_a_crowd_gets_what_the_same_engine_gives_it_alone() {
+    let config = EngineConfig { blocks: 24, ..CONFIG };
+    let mut rng = Rng::new(3);
+    let requests: Vec<Request> = (0..12).map(|_| random_request(&mut rng, &config)).collect();
+    let mut crowd = engine(config);
+    let ids: Vec<RequestId> = requests.iter().map(|r| crowd.submit(r.clone()).unwrap()).collect();
+    let outcomes = run_to_the_end(&mut crowd);
+    for (id, request) in ids.iter().zip(&requests) {
+        let mut alone = engine(config);
+        let own = alone.submit(request.clone()).unwrap();
+        assert_eq!(outcomes[id], run_to_the_end(&mut alone)[&own]);
+    }
+}
+
+#[test]
+fn every_rejection_is_a_value() {
+    let mut engine =
+        engine(EngineConfig { blocks: 10, max_waiting: 0, max_sequences: 1, ..CONFIG });
+    let mut refuse = |request: Request| engine.submit(request).unwrap_err();
+    assert_eq!(refuse(request(&[], 1)), Rejected::EmptyPrompt);
+    assert_eq!(refuse(request(&[1], 0)), Rejected::NoTokens);
+    let (prompt_len, context) = (64, 64);
+    let long = refuse(request(&prompt(64), 1));
+    assert_eq!(long, Rejected::PromptTooLong { prompt: prompt_len, context });
+    let large = refuse(request(&prompt(41), 1));
+    assert_eq!(large, Rejected::PromptExceedsKv { prompt: 41, positions: 40 });
+    let outside = Rejected::TokenOutOfRange { token: 29, position: 2, vocab: 29 };
+    assert_eq!(refuse(request(&[0, 28, 29], 1)), outside);
+    let mut biased = request(&[1], 1);
+    biased.sampling.logit_bias = vec![(TokenId(30), 1.0)];
+    let outside = Rejected::TokenOutOfRange { token: 30, position: 0, vocab: 29 };
+    assert_eq!(refuse(biased), outside);
+    let mut hot = request(&[1], 1);
+    hot.sampling.temperature = f32::NAN;
+    assert!(matches!(refuse(hot), Rejected::Parameter { parameter: "temperature", .. }));
+    assert_eq!(engine.submit(request(&[1], 1)), Ok(RequestId(0)));
+    assert_eq!(engine.submit(request(&[1], 1)), Err(Rejected::QueueFull { waiting: 1 }));
+}
+
+#[test]
+fn the_longest_prompt_gets_one_token() {
+    let mut engine = engine(CONFIG);
+    let id = engine.submit(request(&prompt(63), 10)).unwrap();
+    let outcome = &run_to_the_end(&mut engine)[&id];
+    assert_eq!(outcome.tokens.len(), 1);
+    assert_eq!(outcome.end, Some(End::Finished(FinishReason::Length)));
+}
+
+#[test]
+fn the_stop_token_is_emitted_and_ends_the_request() {
+    let mut plain = request(&prompt(5), 9);
+    let free = oracle(&plain, &CONFIG);
+    plain.stop_tokens = vec![free.tokens[3]];
+    let mut engine = engine(CONFIG);
+    let id = engine.submit(plain).unwrap();
+    let outcome = &run_to_the_end(&mut engine)[&id];
+    assert_eq!(outcome.tokens, free.tokens[..=3]);
+    assert_eq!(outcome.end, Some(End::Finished(FinishReason::Stop)));
+}
+
+#[test]
+fn idle_without_requests_and_cancelling_the_unknown_changes_nothing() {
+    let mut engine = engine(CONFIG);
+    let mut events = Vec::new();
+    assert_eq!(engine.step(&mut events).unwrap(), Progress::Idle);
+    engine.cancel(RequestId(7));
+    let id = engine.submit(request(&[1, 2], 50)).unwrap();
+    engine.step(&mut events).unwrap();
+    events.clear();
+    engine.cancel(id);
+    engine.cancel(id);
+    assert_eq!(engine.counts().blocks_free, CONFIG.blocks, "blocks are free at once");
+    assert_eq!(engine.step(&mut events).unwrap(), Progress::Idle);
+    assert_eq!(events, [Event::Finished { id, reason: FinishReason::Cancelled }]);
+}
+
+#[test]
+fn a_prompt_is_computed_in_chunks_beside_decodes() {
+    let (mut engine, log) =
+        engine_with(EngineConfig { step_tokens: 8, ..CONFIG }, Faults::default());
+    let mut events = Vec::new();
+    engine.submit(request(&prompt(3), 9)).unwrap();
+    engine.step(&mut events).unwrap();
+    engine.submit(request(&prompt(20), 9)).unwrap();
+    let worked = |prefill_tokens, decode_tokens| Progress::Worked { prefill_tokens, decode_tokens };
+    let steps: Vec<Progress> = (0..4).map(|_| engine.step(&mut events).unwrap()).collect();
+    assert_eq!(steps, [worked(7, 1), worked(7, 1), worked(6, 1), worked(0, 2)]);
+    let outputs: Vec<usize> = log.take().iter().map(|s| s.outputs).collect();
+    assert_eq!(outputs, [1, 1, 1, 2, 2], "logits only where a token is chosen");
+}
+
+#[test]
+fn logits_that_are_not_numbers_fail_their_own_request_alone() {
+    let plain = request(&prompt(4), 12);
+    let expected = oracle(&plain, &CONFIG);
+    let nan_after =
+        (0..29).map(TokenId).find(|t| !expected.tokens.contains(t) && t.0 > 21).unwrap();
+    let (mut engine, _) = engine_with(CONFIG, Faults { nan_after: Some(nan_after), fail_at: None });
+    let good = engine.submit(plain).unwrap();
+    let bad = engine.submit(request(&[1, nan_after.0], 5)).unwrap();
+    let outcomes = run_to_the_end(&mut engine);
+    assert_eq!(outcomes[&good], expected);
+    let Some(End::Failed(why)) = &outcomes[&bad].end else { panic!("{outcomes:?}") };
+    assert!(why.contains("position 2") && why.contains("not a number"), "{why}");
+}
+
+#[test]
+fn a_failing_step_answers_every_request_and_the_engine_goes_on() {
+    let (mut engine, _) = engine_with(CONFIG, Faults { fail_at: Some(2), nan_after: None });
+    let open: Vec<RequestId> =
+        (0..6).map(|_| engine.submit(request(&prompt(9), 20)).unwrap()).collect();
+    let (mut outcomes, mut events) = (BTreeMap::new(), Vec::new());
+    let error = (0..3).find_map(|_| engine.step(&mut events).err()).expect("the third step fails");
+    assert!(error.to_string().contains("scripted"));
+    collect(&mut outcomes, &mut events);
+    for id in open {
+        assert!(matches!(outcomes[&id].end, Some(End::Failed(_))), "{id:?}");
+    }
+    let counts = engine.counts();
+    assert_eq!((counts.open, counts.blocks_free), (0, CONFIG.blocks));
+    let again = request(&prompt(9), 20);
+    let id = engine.submit(again.clone()).unwrap();
+    assert_eq!(run_to_the_end(&mut engine)[&id], oracle(&again, &CONFIG));
+}
+
+#[test]
+fn a_runner_of_another_vocabulary_is_an_error_not_a_panic() {
+    let runner = ScriptedRunner::new(CONFIG.step_limits(), CONFIG.vocab + 1, Faults::default());
+    let mut engine = Engine::new(Box::new(runner), CONFIG);
+    engine.submit(request(&[1], 1)).unwrap();
+    let error = engine.step(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.to_string(), "step input: expected 29 logits of the runner, found 30");
+}
+
+#[test]
+fn an_engine_can_move_to_another_thread() {
+    fn check<T: Send>(_: &T) {}
+    check(&engine(CONFIG));
+}
