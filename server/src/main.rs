@@ -1,1 +1,16 @@
-fn main() {}
+//! The `foretoken` binary: hands the process's arguments and streams to [`server::main_with`].
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let mut io = server::Io {
+        err_is_terminal: stderr.is_terminal(),
+        input_is_terminal: stdin.is_terminal(),
+        out: &mut stdout.lock(),
+        err: &mut stderr.lock(),
+        input: &mut stdin.lock(),
+    };
+    ExitCode::from(server::main_with(std::env::args_os(), &mut io))
+}

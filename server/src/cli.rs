@@ -1,0 +1,209 @@
+//! What can be typed: commands, arguments and their help. No behaviour.
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Runs 4-bit language models from Hugging Face folders.
+#[derive(Debug, Parser)]
+#[command(name = "foretoken", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Continue a prompt and stream the text
+    Run(RunArgs),
+    /// Write the logits of every position of a token sequence to a safetensors file
+    Logits(LogitsArgs),
+    /// Show what a model is: architecture, formats, bytes, memory, kernels
+    Inspect(InspectArgs),
+    /// Show what this machine offers, with its read bandwidth measured now
+    Devices(DevicesArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// The command as clap knows it, for completion scripts.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// A model folder (or `demo`, `demo-draft`; default `demo`) and the text to
+    /// continue. One argument that is no folder is the prompt; without one it is read from
+    /// standard input
+    #[arg(value_names = ["MODEL", "PROMPT"], num_args = 0..=2)]
+    pub model_and_prompt: Vec<String>,
+    /// Treat the prompt as a user message and apply the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// System message for --chat
+    #[arg(long, requires = "chat")]
+    pub system: Option<String>,
+    /// Token ids to continue, in place of a prompt
+    #[arg(long, value_delimiter = ',')]
+    pub ids: Option<Vec<u32>>,
+    /// Most tokens to generate
+    #[arg(long, default_value_t = 128)]
+    pub max_tokens: u32,
+    /// Go on to the token limit even if the model ends its text
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Text that ends the generation; may be repeated
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// Sampling parameters.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object with ids, text, finish_reason and timings
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Sampling parameters by their API names.
+#[derive(Debug, Args)]
+pub struct SamplingArgs {
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub temperature: f32,
+    /// Keep the k likeliest tokens; 0 keeps all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
+    /// Keep the smallest set of tokens whose probability reaches this
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub top_p: f32,
+    /// Keep tokens at least this many times as likely as the likeliest
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub min_p: f32,
+    /// Mass of locally typical sampling; 1 is off
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub typical_p: f32,
+    /// Divides positive and multiplies negative logits of tokens seen before; 1 is off
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repetition_penalty: f32,
+    /// Subtracted from a token's logit once for each time it was generated
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Subtracted from the logits of tokens that were generated
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// ID:BIAS, added to the logit of token ID; may be repeated
+    #[arg(long, value_parser = parse_bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The same seed gives the same text
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Where a model runs.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// Device to run on
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    pub device: DeviceName,
+    /// Threads of the cpu device; default: all cores
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Instruction set of the cpu device; default: the best this machine has
+    #[arg(long, value_enum)]
+    pub cpu_isa: Option<IsaName>,
+}
+
+/// Devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeviceName {
+    /// Fast kernels with int8 activations.
+    Cpu,
+    /// The scalar specification in f32 and f64: exact and slow.
+    Reference,
+}
+
+/// Instruction sets of the cpu device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IsaName {
+    /// Portable code.
+    Scalar,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 with VNNI.
+    Avx512,
+}
+
+/// Arguments of `logits`.
+#[derive(Debug, Args)]
+pub struct LogitsArgs {
+    /// Model folder, `demo` or `demo-draft`
+    pub model: String,
+    /// Token ids
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub ids: Vec<u32>,
+    /// Device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// File to write: one float32 tensor `logits` of shape [t, v]
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Model folder, `demo` or `demo-draft`
+    pub model: String,
+    /// Print every step of the program with its shapes and bytes
+    #[arg(long)]
+    pub plan: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `devices`.
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let parts = text.split_once(':').and_then(|(id, bias)| {
+        let id = id.trim().parse().ok()?;
+        Some((id, bias.trim().parse::<f32>().ok().filter(|b| !b.is_nan())?))
+    });
+    parts.ok_or_else(|| format!("{text} is not ID:BIAS, such as 42:-1.5"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn bias_needs_an_id_and_a_number() {
+        assert_eq!(parse_bias("42:-1.5"), Ok((42, -1.5)));
+        assert!(parse_bias("42").is_err());
+        assert!(parse_bias("42:NaN").is_err());
+    }
+}

@@ -1,0 +1,123 @@
+//! `foretoken inspect`: what a model is before it runs; reads headers and configs, no weights.
+
+use crate::Io;
+use crate::cli::{DeviceArgs, DeviceName, InspectArgs};
+use crate::load;
+use engine::model::Model;
+use kernels::Backend;
+use serde_json::{Value, json};
+
+/// Runs the command.
+pub(crate) fn run(args: &InspectArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
+    let model = load::open(&args.model)?;
+    let backends = backends()?;
+    if args.json {
+        writeln!(io.out, "{}", describe(&model, &backends, args.plan))?;
+        return Ok(());
+    }
+    print_summary(&model, io)?;
+    print_modules(&model, io)?;
+    print_kernels(&model, &backends, io)?;
+    if args.plan {
+        write!(io.out, "\nplan\n{}", model.program())?;
+    }
+    Ok(())
+}
+
+fn backends() -> anyhow::Result<Vec<Box<dyn Backend>>> {
+    let of = |device| load::backend(&DeviceArgs { device, threads: None, cpu_isa: None });
+    Ok(vec![of(DeviceName::Cpu)?, of(DeviceName::Reference)?])
+}
+
+fn print_summary(model: &Model, io: &mut Io<'_>) -> anyhow::Result<()> {
+    let (spec, program) = (model.spec(), model.program());
+    let kv = program.kv_elements_per_token();
+    writeln!(
+        io.out,
+        "{}: {} layers, width {}, vocabulary {}, context {} tokens",
+        spec.architecture,
+        spec.layers.len(),
+        spec.width,
+        spec.vocab,
+        spec.context_len
+    )?;
+    writeln!(io.out, "weights      {:>14} bytes", program.weight_bytes())?;
+    writeln!(io.out, "read a token {:>14} bytes", program.bytes_per_token())?;
+    writeln!(io.out, "KV a token   {:>14} bytes (f16; {} as f32)", kv * 2, kv * 4)?;
+    Ok(())
+}
+
+fn print_modules(model: &Model, io: &mut Io<'_>) -> anyhow::Result<()> {
+    writeln!(io.out, "\ntensors")?;
+    for module in model.modules() {
+        let [n, k] = module.shape;
+        let bytes = module.format.bytes(module.shape);
+        let (name, source) = (&module.name, &module.source);
+        writeln!(io.out, "  {name:<48} {n:>7} x {k:<7} {bytes:>12} B  {source}")?;
+    }
+    Ok(())
+}
+
+/// Distinct formats of the program's weights, in order of appearance.
+fn formats(model: &Model) -> Vec<quant::Format> {
+    let mut all = vec![];
+    for weight in &model.program().weights {
+        if weight.shape[0] > 1 && !all.contains(&weight.format) {
+            all.push(weight.format);
+        }
+    }
+    all
+}
+
+fn print_kernels(
+    model: &Model,
+    backends: &[Box<dyn Backend>],
+    io: &mut Io<'_>,
+) -> anyhow::Result<()> {
+    writeln!(io.out, "\nkernels")?;
+    for format in formats(model) {
+        for backend in backends {
+            let (name, kernel) = (backend.name(), backend.kernel_for(format));
+            writeln!(io.out, "  {:<16} {name:<10} {kernel}", format.to_string())?;
+        }
+    }
+    writeln!(io.out, "  cuda and wgpu: not built yet")?;
+    Ok(())
+}
+
+fn describe(model: &Model, backends: &[Box<dyn Backend>], plan: bool) -> Value {
+    let (spec, program) = (model.spec(), model.program());
+    let modules: Vec<Value> = model
+        .modules()
+        .iter()
+        .map(|m| {
+            json!({
+                "name": m.name,
+                "shape": m.shape,
+                "format": m.format.to_string(),
+                "source": m.source,
+                "bytes": m.format.bytes(m.shape),
+            })
+        })
+        .collect();
+    let kernels: Vec<Value> = formats(model)
+        .into_iter()
+        .flat_map(|f| backends.iter().map(move |b| (f, b)))
+        .map(|(f, b)| {
+            json!({"format": f.to_string(), "device": b.name(), "kernel": b.kernel_for(f)})
+        })
+        .collect();
+    json!({
+        "architecture": spec.architecture,
+        "layers": spec.layers.len(),
+        "width": spec.width,
+        "vocab": spec.vocab,
+        "context_len": spec.context_len,
+        "weight_bytes": program.weight_bytes(),
+        "bytes_per_token": program.bytes_per_token(),
+        "kv_bytes_per_token": program.kv_elements_per_token() * 2,
+        "tensors": modules,
+        "kernels": kernels,
+        "plan": plan.then(|| program.to_string()),
+    })
+}

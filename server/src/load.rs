@@ -1,0 +1,118 @@
+//! From the words on the command line to a model and a runner on a device.
+
+use crate::cli::{DeviceArgs, DeviceName, IsaName};
+use crate::{Io, demo};
+use anyhow::{Context, anyhow, bail};
+use engine::files::ModelFiles;
+use engine::model::Model;
+use kernels::cpu::{CpuBackend, CpuOptions, Isa};
+use kernels::program::WeightId;
+use kernels::reference::ReferenceBackend;
+use kernels::{Backend, Runner, StepLimits, WeightSource};
+use quant::Weight;
+use std::path::Path;
+
+/// Marks a failure that is not the caller's mistake: the exit code is 1, not 2.
+#[derive(Debug, thiserror::Error)]
+#[error("failed while running")]
+pub(crate) struct Unexpected;
+
+/// Models smaller than this load faster than a progress bar can be read.
+const BAR_BYTES: usize = 256 << 20;
+
+/// The files of the model called `name`: a folder or one of the built-in models.
+pub(crate) fn find(name: &str) -> anyhow::Result<ModelFiles> {
+    if let Some(files) = demo::find(name) {
+        return Ok(files);
+    }
+    let path = Path::new(name);
+    if path.is_dir() {
+        return Ok(ModelFiles::Folder(path.to_owned()));
+    }
+    if path.is_file() {
+        bail!("{name} is a file: name the folder that holds config.json and the safetensors");
+    }
+    bail!("no model folder at {name}: give a folder with config.json and safetensors, or `demo`");
+}
+
+/// Opens the model called `name`.
+pub(crate) fn open(name: &str) -> anyhow::Result<Model> {
+    Ok(Model::open(find(name)?)?)
+}
+
+/// The backend that `args` ask for.
+pub(crate) fn backend(args: &DeviceArgs) -> anyhow::Result<Box<dyn Backend>> {
+    match args.device {
+        DeviceName::Reference => {
+            if args.threads.is_some() || args.cpu_isa.is_some() {
+                bail!("--threads and --cpu-isa belong to --device cpu; reference has neither");
+            }
+            Ok(Box::new(ReferenceBackend))
+        }
+        DeviceName::Cpu => {
+            if args.threads == Some(0) {
+                bail!("--threads is 0: give at least one");
+            }
+            let isa = args.cpu_isa.map(|isa| match isa {
+                IsaName::Scalar => Isa::Scalar,
+                IsaName::Avx2 => Isa::Avx2,
+                IsaName::Avx512 => Isa::Avx512,
+            });
+            Ok(Box::new(CpuBackend::new(&CpuOptions { threads: args.threads, isa })?))
+        }
+    }
+}
+
+/// Threads that `args` give a run: one on the reference device.
+pub(crate) fn threads(args: &DeviceArgs) -> usize {
+    match (args.device, args.threads) {
+        (DeviceName::Reference, _) => 1,
+        (DeviceName::Cpu, Some(threads)) => threads,
+        (DeviceName::Cpu, None) => std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+/// Builds a runner for `model`, with a progress bar for long loads at a terminal.
+pub(crate) fn build(
+    model: &Model,
+    backend: &dyn Backend,
+    limits: &StepLimits,
+    io: &Io<'_>,
+) -> anyhow::Result<Box<dyn Runner>> {
+    let program = model.program();
+    let mut weights = model.weights();
+    if !io.err_is_terminal || program.weight_bytes() < BAR_BYTES {
+        return Ok(backend.build(program, &mut weights, limits)?);
+    }
+    let bar = indicatif::ProgressBar::new(program.weights.len() as u64).with_message("loading");
+    bar.set_style(indicatif::ProgressStyle::with_template(
+        "{msg} {wide_bar} {pos}/{len} tensors, {eta} left",
+    )?);
+    let mut counted = Counted { inner: &mut weights, bar: &bar };
+    let runner = backend.build(program, &mut counted, limits)?;
+    bar.finish_and_clear();
+    Ok(runner)
+}
+
+/// A weight source that moves a progress bar.
+struct Counted<'a> {
+    inner: &'a mut dyn WeightSource,
+    bar: &'a indicatif::ProgressBar,
+}
+
+impl WeightSource for Counted<'_> {
+    fn load(&mut self, id: WeightId) -> Result<Weight<'_>, kernels::Error> {
+        self.bar.inc(1);
+        self.inner.load(id)
+    }
+}
+
+/// Reads a prompt from standard input, without its last line break.
+pub(crate) fn prompt_from_input(io: &mut Io<'_>) -> anyhow::Result<String> {
+    if io.input_is_terminal {
+        return Err(anyhow!("no prompt: give one as an argument, by --ids, or on standard input"));
+    }
+    let mut text = String::new();
+    io.input.read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+    Ok(text.strip_suffix('\n').map(str::to_owned).unwrap_or(text))
+}
