@@ -1,1 +1,14 @@
-//! it
+//! The one integration test binary: whole models against independent references, the command
+//! line, hostile input, and the repository's own rules.
+//!
+//! Not here: tests of single parts (they lie beside the parts).
+
+#![allow(clippy::print_stdout, reason = "tests print what they measured beside what is allowed")]
+
+mod cli;
+mod demo;
+mod golden;
+mod hostile;
+mod models;
+mod run;
+mod tidy;

@@ -1,0 +1,115 @@
+//! Loading and running models in tests: logits, losses and greedy continuations on a device.
+
+use engine::engine::{Engine, EngineConfig};
+use engine::files::ModelFiles;
+use engine::forward;
+use engine::model::Model;
+use engine::request::{Event, Request};
+use engine::sampler::SamplingParams;
+use kernels::Backend;
+use kernels::cpu::{CpuBackend, CpuOptions};
+use kernels::program::TokenId;
+use kernels::reference::ReferenceBackend;
+use std::path::Path;
+
+/// The device a test runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Device {
+    Reference,
+    Cpu,
+}
+
+impl Device {
+    pub(crate) fn backend(self) -> Box<dyn Backend> {
+        match self {
+            Self::Reference => Box::new(ReferenceBackend),
+            Self::Cpu => {
+                let options = CpuOptions { threads: Some(2), isa: None };
+                Box::new(CpuBackend::new(&options).expect("the cpu device is always there"))
+            }
+        }
+    }
+}
+
+pub(crate) fn open(dir: &Path) -> Model {
+    Model::open(ModelFiles::Folder(dir.to_owned()))
+        .unwrap_or_else(|e| panic!("{}: {}", dir.display(), chain(&e)))
+}
+
+/// An error with all its causes.
+pub(crate) fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut next = e.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+pub(crate) fn ids(values: &serde_json::Value) -> Vec<TokenId> {
+    let values = values.as_array().expect("a list of token ids");
+    values.iter().map(|v| TokenId(v.as_u64().expect("a token id") as u32)).collect()
+}
+
+/// Logits `[t, v]` of every position, `chunk` tokens a step.
+pub(crate) fn logits(model: &Model, device: Device, ids: &[TokenId], chunk: usize) -> Vec<f32> {
+    let limits = forward::limits(ids.len(), chunk);
+    let mut runner = device.backend().build(model.program(), &mut model.weights(), &limits);
+    let runner = runner.as_mut().unwrap_or_else(|e| panic!("build: {}", chain(e)));
+    forward::logits(runner.as_mut(), &limits, ids).expect("a valid sequence")
+}
+
+/// Mean negative log likelihood of `ids[1..]`, in nats.
+pub(crate) fn loss(model: &Model, device: Device, ids: &[TokenId]) -> f64 {
+    let v = model.spec().vocab;
+    let logits = logits(model, device, ids, 512);
+    let nll = |(row, next): (&[f32], &TokenId)| {
+        let max = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+        let sum: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
+        sum.ln() - f64::from(row[next.index()] - max)
+    };
+    let total: f64 = logits.chunks_exact(v).zip(&ids[1..]).map(nll).sum();
+    total / (ids.len() - 1) as f64
+}
+
+/// Greedy continuation through the engine, prompts computed `chunk` tokens a step.
+pub(crate) fn greedy(
+    model: &Model,
+    device: Device,
+    prompt: &[TokenId],
+    tokens: usize,
+    chunk: usize,
+) -> Vec<TokenId> {
+    let config = EngineConfig {
+        vocab: model.spec().vocab,
+        context_len: model.spec().context_len.max((prompt.len() + tokens) as u32),
+        step_tokens: chunk,
+        max_sequences: 1,
+        blocks: (prompt.len() + tokens).div_ceil(16),
+        block_len: 16,
+        max_waiting: 1,
+    };
+    let runner =
+        device.backend().build(model.program(), &mut model.weights(), &config.step_limits());
+    let mut engine = Engine::new(runner.expect("a valid model"), config);
+    let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let request = Request {
+        prompt: prompt.to_vec(),
+        max_tokens: tokens as u32,
+        stop_tokens: vec![],
+        sampling,
+    };
+    engine.submit(request).expect("a valid request");
+    let (mut events, mut out) = (vec![], vec![]);
+    loop {
+        engine.step(&mut events).expect("a step");
+        for event in events.drain(..) {
+            match event {
+                Event::Token { token, .. } => out.push(token),
+                Event::Finished { .. } => return out,
+                Event::Failed { reason, .. } => panic!("{reason}"),
+            }
+        }
+    }
+}
