@@ -58,6 +58,7 @@ impl DenseTiles {
     }
 
     /// Number of tiles.
+    #[cfg(test)]
     pub(crate) fn tiles(&self) -> usize {
         self.n.div_ceil(LANES)
     }

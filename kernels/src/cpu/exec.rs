@@ -23,9 +23,13 @@ use super::team::Member;
 use crate::StepInput;
 use crate::program::{Heads, KvLayer, Mask, Op, Program, RopeId, SlotId, SlotView, WeightId};
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
 
 /// Columns of an activation that one item covers.
 const ACTIVATE_COLUMNS: usize = 512;
+
+/// Tiles that a linear reads side by side: the fewest that a member takes.
+const SIDE_BY_SIDE: usize = 4;
 
 /// All memory of a runner but the weights.
 #[derive(Debug)]
@@ -58,20 +62,22 @@ pub(crate) struct Exec<'a> {
     pub(crate) input: &'a StepInput<'a>,
     pub(crate) counts: RowCounts,
     pub(crate) member: &'a Member<'a>,
+    /// Of each phase, how many of its items are taken; all zero when the step begins.
+    pub(crate) claimed: &'a [AtomicUsize],
 }
 
 impl Exec<'_> {
     /// Runs all phases.
     pub(crate) fn run(&self) {
-        for planned in &self.plan.phases {
-            self.phase(&planned.phase);
+        for (planned, claimed) in self.plan.phases.iter().zip(self.claimed) {
+            self.phase(&planned.phase, claimed);
             if planned.barrier {
                 self.member.wait();
             }
         }
     }
 
-    fn phase(&self, phase: &Phase) {
+    fn phase(&self, phase: &Phase, claimed: &AtomicUsize) {
         match *phase {
             Phase::RopeTables => self.rope_tables(),
             Phase::Quantize { x, weight, by_rows } => self.quantize(x, weight, by_rows),
@@ -79,12 +85,17 @@ impl Exec<'_> {
             Phase::Op(Op::Norm { x, add, weight, eps, out }) => {
                 self.norm([x, out], add, weight, eps);
             }
-            Phase::Op(Op::Linear { x, weight, bias, out }) => self.linear(x, weight, bias, out),
+            Phase::Op(Op::Linear { x, weight, bias, out }) => {
+                let tiles = out.width.div_ceil(LANES);
+                self.member.claim(tiles, SIDE_BY_SIDE, claimed, |tiles| {
+                    self.linear((x, weight, bias), tiles, out);
+                });
+            }
             Phase::Op(Op::HeadNorm { heads, weight, eps }) => self.head_norm(heads, weight, eps),
             Phase::Op(Op::Rope { heads, rope }) => self.rope(heads, rope),
             Phase::Op(Op::KvWrite { layer, k, v }) => self.kv_write(layer, k, v),
             Phase::Op(Op::Attend { q, layer, mask, scale, out }) => {
-                self.attend_all(Attention { q, layer, mask, scale, out });
+                self.attend_all(&Attention { q, layer, mask, scale, out }, claimed);
             }
             Phase::Op(Op::Activate { x, out, .. }) => self.activate(x, out),
             Phase::Op(Op::Gather { x, out }) => self.gather(x, out),
@@ -170,41 +181,37 @@ impl Exec<'_> {
         self.machine.run(Quantize { x, blocks, items, quads, scales });
     }
 
-    fn linear(&self, x: SlotId, weight: WeightId, bias: Option<WeightId>, out: SlotView) {
+    /// Some tiles of a linear.
+    fn linear(
+        &self,
+        (x, weight, bias): (SlotId, WeightId, Option<WeightId>),
+        tiles: Range<usize>,
+        out: SlotView,
+    ) {
         let bias = bias.map(|bias| self.weight(bias).vector());
+        let first = tiles.start * LANES;
+        let width = out.width.min(tiles.end * LANES) - first;
+        let place = self.view(out).columns(first, width);
+        // SAFETY: a member writes the columns of tiles that it alone has claimed.
+        let out = unsafe { self.buffers.slots.mat_mut(place) };
         match self.weight(weight) {
             Stored::Packed(weight) => {
-                let (tiles, place) = self.my_tiles(weight.tiles(), out);
-                let rows = place.rows;
-                let blocks = rows * weight.blocks.count;
-                // SAFETY: nobody writes quads or scales in this phase; a member writes the
-                // columns of its own tiles.
-                let (x, out) = unsafe {
+                let blocks = place.rows * weight.blocks.count;
+                // SAFETY: nobody writes quads or scales in this phase.
+                let (quads, scales) = unsafe {
                     let quads = self.buffers.quads.read(0..blocks * weight.blocks.block / 4);
-                    let scales = self.buffers.scales.read(0..blocks);
-                    (Activations { quads, scales }, self.buffers.slots.mat_mut(place))
+                    (quads, self.buffers.scales.read(0..blocks))
                 };
+                let x = Activations { quads, scales };
                 self.machine.run(GroupedLinear { weight, bias, x, tiles, out });
             }
             Stored::Tiles(weight) => {
-                let (tiles, place) = self.my_tiles(weight.tiles(), out);
-                // SAFETY: nobody writes `x` in this phase; a member writes the columns of its own
-                // tiles, in another slot.
-                let (x, out) = unsafe {
-                    (self.buffers.slots.mat(self.place(x)), self.buffers.slots.mat_mut(place))
-                };
+                // SAFETY: nobody writes `x` in this phase; it is another slot than `out`.
+                let x = unsafe { self.buffers.slots.mat(self.place(x)) };
                 self.machine.run(DenseLinear { weight, bias, x, tiles, out });
             }
             Stored::Rows(_) | Stored::Vector(_) => {}
         }
-    }
-
-    /// This member's tiles of a linear and the columns of `out` they give.
-    fn my_tiles(&self, tiles: usize, out: SlotView) -> (Range<usize>, Place) {
-        let tiles = self.member.share(tiles);
-        let first = tiles.start * LANES;
-        let end = out.width.min(tiles.end * LANES);
-        (tiles, self.view(out).columns(first, end - first))
     }
 
     fn head_norm(&self, heads: Heads, weight: WeightId, eps: f32) {
@@ -249,23 +256,27 @@ impl Exec<'_> {
         self.input.query_ends.partition_point(|end| *end as usize <= row)
     }
 
-    /// Every item that is this member's: some tokens of one sequence and one KV head.
-    fn attend_all(&self, op: Attention) {
+    /// Items of all sequences: some tokens of one sequence and one KV head.
+    fn attend_all(&self, op: &Attention, claimed: &AtomicUsize) {
         let heads = self.kv(op.layer).shape.heads;
         let tokens = self.tokens_of_item(op.q.count / heads, heads);
-        let (mut start, mut item) = (0, 0);
-        for (sequence, &end) in self.input.query_ends.iter().enumerate() {
-            let end = end as usize;
-            for head in 0..heads {
-                for first in (start..end).step_by(tokens) {
-                    if self.member.takes(item) {
-                        self.attend(&op, (sequence, head), first..end.min(first + tokens));
-                    }
-                    item += 1;
+        let ends = self.input.query_ends;
+        let start = |sequence: usize| if sequence == 0 { 0 } else { ends[sequence - 1] as usize };
+        let parts = |sequence: usize| (ends[sequence] as usize - start(sequence)).div_ceil(tokens);
+        let items: usize = (0..ends.len()).map(parts).sum::<usize>() * heads;
+        self.member.claim(items, 1, claimed, |items| {
+            for item in items {
+                let (mut sequence, mut left) = (0, item);
+                while left >= parts(sequence) * heads {
+                    left -= parts(sequence) * heads;
+                    sequence += 1;
                 }
+                let (head, part) = (left / parts(sequence), left % parts(sequence));
+                let first = start(sequence) + part * tokens;
+                let rows = first..(first + tokens).min(ends[sequence] as usize);
+                self.attend(op, (sequence, head), rows);
             }
-            start = end;
-        }
+        });
     }
 
     /// As many tokens as share keys and values well, fewer if threads would go without work.

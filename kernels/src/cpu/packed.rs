@@ -93,6 +93,7 @@ impl Packed {
     }
 
     /// Number of tiles.
+    #[cfg(test)]
     pub(crate) fn tiles(&self) -> usize {
         self.n.div_ceil(LANES)
     }

@@ -15,6 +15,7 @@ use crate::backend::RunnerMemory;
 use crate::program::{Program, SlotId};
 use crate::{Error, Runner, StepInput, StepLimits, StepOutput, validate};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 /// A program with its weights and memory, run by a team of threads.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct CpuRunner {
     plan: Plan,
     weights: Vec<Stored>,
     buffers: Buffers,
+    /// Of each phase, how many of its items are taken.
+    claimed: Vec<AtomicUsize>,
     /// Rows of the last step.
     counts: RowCounts,
 }
@@ -47,6 +50,7 @@ impl CpuRunner {
             scales: Shared::new(plan.blocks, BlockScale::ZERO),
             kv: program.kv.iter().map(kv).collect(),
         };
+        let claimed = plan.phases.iter().map(|_| AtomicUsize::new(0)).collect();
         Self {
             machine,
             team,
@@ -55,6 +59,7 @@ impl CpuRunner {
             plan,
             weights,
             buffers,
+            claimed,
             counts: RowCounts::default(),
         }
     }
@@ -71,6 +76,7 @@ impl Runner for CpuRunner {
     fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
         validate::input(&self.program, &self.limits, input)?;
         self.counts = RowCounts { tokens: input.tokens.len(), outputs: input.output_rows.len() };
+        self.claimed.iter_mut().for_each(|claimed| *claimed.get_mut() = 0);
         self.team.run(|member| {
             let exec = Exec {
                 machine: self.machine,
@@ -81,6 +87,7 @@ impl Runner for CpuRunner {
                 input,
                 counts: self.counts,
                 member,
+                claimed: &self.claimed,
             };
             exec.run();
         });

@@ -1,7 +1,8 @@
 //! A team of threads that walk the same list of phases together, with a barrier between phases.
 //!
 //! One wake-up a step (a rayon broadcast), then spinning barriers: a fork and join per phase would
-//! cost more than small phases do. Work is split statically by member index. Not here: phases.
+//! cost more than small phases do. Small work is split by member index, large work is claimed part
+//! by part. Not here: phases.
 
 use crate::Error;
 use std::ops::Range;
@@ -10,6 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// Spins this often before it lets other threads run: machines may have fewer free processors
 /// than the team has threads.
 const SPINS: usize = 2000;
+
+/// Parts that each member gets of shared work if all are equally fast.
+const PARTS: usize = 6;
 
 /// Threads that wait for each other.
 #[derive(Debug)]
@@ -76,10 +80,25 @@ impl Member<'_> {
         items * self.index / self.count..items * (self.index + 1) / self.count
     }
 
-    /// Whether `item` is this thread's when items are dealt in turn, which evens out items that
-    /// grow along the list.
-    pub(crate) fn takes(&self, item: usize) -> bool {
-        item % self.count == self.index
+    /// Takes parts of `items` that no other member has taken until all are gone: a thread that is
+    /// slow, or has to wait for a processor, leaves more to the others. Parts are multiples of
+    /// `least`; `claimed` is zero before the first member comes.
+    pub(crate) fn claim(
+        &self,
+        items: usize,
+        least: usize,
+        claimed: &AtomicUsize,
+        mut work: impl FnMut(Range<usize>),
+    ) {
+        let part = (items / (self.count * PARTS)).next_multiple_of(least).max(least);
+        let part = if self.count == 1 { items.max(1) } else { part };
+        loop {
+            let start = claimed.fetch_add(part, Ordering::Relaxed);
+            if start >= items {
+                return;
+            }
+            work(start..items.min(start + part));
+        }
     }
 
     /// Threads of the team.
@@ -146,11 +165,16 @@ mod tests {
     fn shares_cover_everything_once() {
         let team = Team::new(3).unwrap();
         for items in [0, 1, 2, 3, 10, 64] {
+            let claimed = AtomicUsize::new(0);
             let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
             team.run(|member| {
-                for i in member.share(items).chain((0..items).filter(|i| member.takes(*i))) {
-                    counts[i].fetch_add(1, Ordering::Relaxed);
-                }
+                let count = |range: Range<usize>| {
+                    for i in range {
+                        counts[i].fetch_add(1, Ordering::Relaxed);
+                    }
+                };
+                count(member.share(items));
+                member.claim(items, 4, &claimed, count);
             });
             assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2));
         }
