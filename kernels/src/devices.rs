@@ -61,7 +61,7 @@ pub fn read_bandwidth(threads: usize) -> f64 {
         let reader = || {
             // Not zero: untouched zero pages would all be one page.
             let words = vec![1u64; part];
-            let mut passes = [(start_of(), 0.0); PASSES];
+            let mut passes = [(Instant::now(), 0.0); PASSES];
             for pass in &mut passes {
                 start.wait();
                 pass.0 = Instant::now();
@@ -83,10 +83,6 @@ pub fn read_bandwidth(threads: usize) -> f64 {
     };
     let best = (0..PASSES).map(pass).fold(f64::INFINITY, f64::min);
     (part * threads * 8) as f64 / best
-}
-
-fn start_of() -> Instant {
-    Instant::now()
 }
 
 /// Sum of all words, read as [`STREAMS`] streams at once.

@@ -49,7 +49,12 @@ proptest! {
 
     #[test]
     fn a_row_is_the_same_bits_on_every_isa_with_any_rows_and_threads(
-        seed: u64, float in float(), n in 1usize..70, k in 1usize..200, rows in 1usize..=17, biased: bool
+        seed: u64,
+        float in float(),
+        n in 1usize..70,
+        k in 1usize..200,
+        rows in 1usize..=17,
+        biased: bool,
     ) {
         let weight = DenseTiles::new(&random(seed, float, [n, k]));
         let mut rng = Rng::new(seed ^ 1);

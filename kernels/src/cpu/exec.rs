@@ -2,9 +2,9 @@
 //!
 //! This is the one place that hands out parts of shared memory. Every `unsafe` block rests on the
 //! same three facts: a barrier separates phases that touch each other's parts ([`super::plan`]);
-//! inside a phase members write disjoint rows, columns or items; no op reads the slot it writes,
-//! except in place in its own part, and slots that live at once do not overlap (validation and
-//! [`crate::memory`]). Not here: arithmetic, which is all safe code.
+//! inside a phase members write disjoint rows, columns or items, by their index or because each
+//! claims its own; no op reads the slot it writes, except in place in its own part, and slots that
+//! live at once do not overlap (validation and [`crate::memory`]). Not here: arithmetic, which is all safe code.
 
 use super::activate::GatedSilu;
 use super::attention::{Attend, QUERIES};

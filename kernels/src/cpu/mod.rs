@@ -141,3 +141,80 @@ impl Backend for CpuBackend {
         Ok(Box::new(CpuRunner::new(device, program, weights, limits)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::{Op, Rows, SlotDecl, SlotId, SlotView, Step, WeightDecl, WeightId};
+    use quant::{Bits, Dense, FloatType, Weight};
+
+    #[test]
+    fn a_missing_instruction_set_is_refused_by_the_names_of_its_features() {
+        for isa in Isa::ALL.into_iter().filter(|isa| !isa.missing().is_empty()) {
+            let refused = CpuBackend::new(&CpuOptions { isa: Some(isa), threads: Some(1) });
+            let why = refused.unwrap_err().to_string();
+            assert!(why.starts_with(&format!("device cpu {isa}: this processor lacks ")), "{why}");
+            assert!(isa.missing().iter().all(|feature| why.contains(feature)), "{why}");
+        }
+    }
+
+    #[test]
+    fn kernels_are_named() {
+        let options = CpuOptions { isa: Some(Isa::Scalar), threads: Some(1) };
+        let backend = CpuBackend::new(&options).unwrap();
+        let grouped = |group, act_order| Format::Grouped { bits: Bits::Four, group, act_order };
+        let plain = "w4a8 scalar: 16-row tiles, int8 activations in blocks of 128";
+        assert_eq!(backend.kernel_for(grouped(128, false)), plain);
+        assert_eq!(backend.kernel_for(grouped(4096, true)), format!("{plain}, gathered"));
+        let dense = backend.kernel_for(Format::Dense(FloatType::Bf16));
+        assert_eq!(dense, "bf16 scalar: 16-row tiles, f32 activations");
+    }
+
+    /// Delivers one matrix.
+    struct One(Dense<'static>);
+
+    impl WeightSource for One {
+        fn load(&mut self, _: WeightId) -> Result<Weight<'_>, Error> {
+            Ok(Weight::Dense(self.0.clone()))
+        }
+    }
+
+    #[test]
+    fn a_head_tied_to_the_embedding_is_stored_once() {
+        let [x, last, logits] = [0, 1, 2].map(SlotId);
+        let weight = WeightId(0);
+        let slot = |label: &str, rows, width| SlotDecl { label: label.to_owned(), rows, width };
+        let out = SlotView { slot: logits, start: 0, width: 32 };
+        let ops = [
+            Op::Embed { table: weight, out: x },
+            Op::Gather { x, out: last },
+            Op::Linear { x: last, weight, bias: None, out },
+        ];
+        let format = Format::Dense(FloatType::F32);
+        let program = Program {
+            weights: vec![WeightDecl { label: "table".to_owned(), shape: [32, 8], format }],
+            slots: vec![
+                slot("x", Rows::Tokens, 8),
+                slot("last", Rows::Outputs, 8),
+                slot("logits", Rows::Outputs, 32),
+            ],
+            ropes: vec![],
+            kv: vec![],
+            steps: ops.map(|op| Step { label: op.name().to_owned(), op }).into(),
+            logits,
+        };
+        let limits = StepLimits {
+            tokens: 4,
+            sequences: 1,
+            outputs: 4,
+            blocks: 1,
+            block_len: 16,
+            trace: false,
+        };
+        let values: Vec<f32> = (0..32 * 8).map(|i| i as f32).collect();
+        let mut source = One(Dense::from_f32([32, 8], &values));
+        let backend = CpuBackend::new(&CpuOptions::default()).unwrap();
+        let runner = backend.build(&program, &mut source, &limits).unwrap();
+        assert_eq!(runner.memory().weights_bytes, 32 * 8 * 4);
+    }
+}

@@ -118,8 +118,8 @@ impl Plan {
         for i in 1..self.phases.len() {
             let (before, after) = (&self.phases[i - 1].phase, &self.phases[i].phase);
             chain.extend(touched(before));
-            let joined = matches!((self.row_split(before), self.row_split(after)), (Some(a), Some(b)) if a == b)
-                && written(after).iter().all(|slot| !self.overlaps(*slot, &chain));
+            let alike = self.row_split(before).is_some_and(|a| self.row_split(after) == Some(a));
+            let joined = alike && written(after).iter().all(|slot| !self.overlaps(*slot, &chain));
             if joined {
                 self.phases[i - 1].barrier = false;
                 if let Phase::Quantize { by_rows, .. } = &mut self.phases[i].phase {

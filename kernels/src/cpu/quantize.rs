@@ -198,7 +198,11 @@ mod tests {
     proptest! {
         #[test]
         fn every_isa_agrees_and_error_is_half_a_step(
-            seed: u64, groups in 1usize..4, group in 1usize..40, permuted: bool, exponent in -30i32..30
+            seed: u64,
+            groups in 1usize..4,
+            group in 1usize..40,
+            permuted: bool,
+            exponent in -30i32..30,
         ) {
             let (mut rng, k) = (Rng::new(seed), groups * group);
             let perm = permuted.then(|| rng.permutation(k));
