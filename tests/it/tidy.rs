@@ -19,13 +19,13 @@ fn root() -> PathBuf {
 
 /// Every file below `folder` with extension `ext`, with its text.
 fn sources(folder: &str, ext: &str) -> Vec<(PathBuf, String)> {
-    let (mut found, mut todo) = (vec![], vec![root().join(folder)]);
-    while let Some(dir) = todo.pop() {
+    let (mut found, mut folders) = (vec![], vec![root().join(folder)]);
+    while let Some(dir) = folders.pop() {
         for entry in std::fs::read_dir(&dir).expect("a folder").map_while(Result::ok) {
             let path = entry.path();
             if path.is_dir() {
                 if !path.ends_with("target") && !path.ends_with("golden") {
-                    todo.push(path);
+                    folders.push(path);
                 }
             } else if path.extension().is_some_and(|e| e == ext) {
                 let text = std::fs::read_to_string(&path).expect("a text file");
