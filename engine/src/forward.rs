@@ -2,12 +2,10 @@
 //! research (`foretoken logits`), perplexity and golden tests.
 
 use crate::Error;
+use crate::kv::BLOCK_LEN;
 use crate::request::Rejected;
 use kernels::program::{BlockId, TokenId};
 use kernels::{BlockTables, Runner, StepInput, StepLimits, StepOutput};
-
-/// Positions of a KV block.
-const BLOCK_LEN: usize = 16;
 
 /// Limits of a runner that [`logits`] can use for `tokens` tokens, `chunk` of them a step.
 pub fn limits(tokens: usize, chunk: usize) -> StepLimits {

@@ -6,6 +6,10 @@
 
 use kernels::program::BlockId;
 
+/// Positions of a block, where nothing asks for another size: small enough that the last, half
+/// empty block of a sequence wastes little.
+pub const BLOCK_LEN: usize = 16;
+
 /// All blocks of a runner, each either free or in exactly one block table.
 #[derive(Debug)]
 pub struct BlockPool {

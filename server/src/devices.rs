@@ -7,7 +7,7 @@ use serde_json::json;
 /// Runs the command.
 pub(crate) fn run(args: &DevicesArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let devices = kernels::devices::list();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = kernels::cpu::available_threads();
     let bandwidth = kernels::devices::read_bandwidth(threads);
     if args.json {
         let rows: Vec<_> = devices

@@ -5,7 +5,7 @@ use crate::{Io, demo};
 use anyhow::{Context, anyhow, bail};
 use engine::files::ModelFiles;
 use engine::model::Model;
-use kernels::cpu::{CpuBackend, CpuOptions, Isa};
+use kernels::cpu::{CpuBackend, CpuOptions, Isa, available_threads};
 use kernels::program::WeightId;
 use kernels::reference::ReferenceBackend;
 use kernels::{Backend, Runner, StepLimits, WeightSource};
@@ -16,6 +16,9 @@ use std::path::Path;
 #[derive(Debug, thiserror::Error)]
 #[error("failed while running")]
 pub(crate) struct Unexpected;
+
+/// Most prompt tokens computed in one step.
+pub(crate) const STEP_TOKENS: usize = 512;
 
 /// Models smaller than this load faster than a progress bar can be read.
 const BAR_BYTES: usize = 256 << 20;
@@ -68,7 +71,7 @@ pub(crate) fn threads(args: &DeviceArgs) -> usize {
     match (args.device, args.threads) {
         (DeviceName::Reference, _) => 1,
         (DeviceName::Cpu, Some(threads)) => threads,
-        (DeviceName::Cpu, None) => std::thread::available_parallelism().map_or(1, usize::from),
+        (DeviceName::Cpu, None) => available_threads(),
     }
 }
 

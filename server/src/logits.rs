@@ -2,14 +2,11 @@
 
 use crate::Io;
 use crate::cli::LogitsArgs;
-use crate::load::{self, Unexpected};
+use crate::load::{self, STEP_TOKENS, Unexpected};
 use anyhow::Context;
 use engine::forward;
 use kernels::program::TokenId;
 use safetensors::tensor::{Dtype, TensorView};
-
-/// Most tokens computed in one step.
-const STEP_TOKENS: usize = 512;
 
 /// Runs the command.
 pub(crate) fn run(args: &LogitsArgs, io: &mut Io<'_>) -> anyhow::Result<()> {

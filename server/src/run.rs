@@ -2,11 +2,12 @@
 
 use crate::Io;
 use crate::cli::{RunArgs, SamplingArgs};
-use crate::load::{self, Unexpected};
+use crate::load::{self, STEP_TOKENS, Unexpected};
 use crate::speed::{Roofline, Timings};
 use anyhow::{Context, bail};
 use engine::chat::{ChatInput, ChatTemplate};
 use engine::engine::{Engine, EngineConfig, Progress};
+use engine::kv::BLOCK_LEN;
 use engine::model::Model;
 use engine::request::{Event, FinishReason, Request, RequestId};
 use engine::sampler::SamplingParams;
@@ -16,11 +17,6 @@ use kernels::program::TokenId;
 use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
-
-/// Positions of a KV block.
-const BLOCK_LEN: usize = 16;
-/// Most prompt tokens computed in one step.
-const STEP_TOKENS: usize = 512;
 
 /// Runs the command.
 pub(crate) fn run(args: &RunArgs, io: &mut Io<'_>) -> anyhow::Result<()> {

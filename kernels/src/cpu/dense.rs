@@ -18,6 +18,7 @@
 use super::isa::Kernel;
 use super::share::{Mat, MatMut};
 use super::simd::{LANES, Simd};
+use super::tile::put;
 use quant::{Dense, FloatType};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -238,26 +239,9 @@ fn product<S: Simd, T: Copy, const N: usize, const M: usize, const SIDE: usize>(
     }
     let y = dot_tiles::<S, T, N, M, SIDE>(s, w, x, widen);
     for n in 0..N {
-        put(job, tile + n, row, &y[n]);
+        put(&mut job.out, (&job.tiles, job.weight.n), job.bias, (tile + n, row), &y[n]);
     }
     M
-}
-
-/// Writes a tile's outputs of `M` rows with their bias.
-#[inline(always)]
-fn put<const M: usize>(job: &mut DenseLinear<'_>, tile: usize, row: usize, y: &[[f32; LANES]; M]) {
-    let first = tile * LANES;
-    let columns = LANES.min(job.weight.n - first);
-    let at = first - job.tiles.start * LANES;
-    for (m, lanes) in y.iter().enumerate() {
-        let out = &mut job.out.row(row + m)[at..at + columns];
-        out.copy_from_slice(&lanes[..columns]);
-        if let Some(bias) = job.bias {
-            for (y, b) in out.iter_mut().zip(&bias[first..first + columns]) {
-                *y += b;
-            }
-        }
-    }
 }
 
 /// `N` tiles times `M` rows, `SIDE` chains at a time.

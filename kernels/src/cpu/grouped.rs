@@ -26,6 +26,7 @@ use super::packed::{Packed, Tile, TileScales, TileZeros};
 use super::quantize::BlockScale;
 use super::share::MatMut;
 use super::simd::{LANES, Line, Simd};
+use super::tile::put;
 use quant::Bits;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -190,31 +191,9 @@ fn product<S: Simd, C: Codes<S>, const LINES: usize, const T: usize, const M: us
     let tiles = std::array::from_fn(|t| w.tile(tile + t));
     dot_tiles::<S, C, LINES, T, M>(s, w, tiles, rows_of(job, row), &mut out);
     for t in 0..T {
-        put(job, tile + t, row, &out[t]);
+        put(&mut job.out, (&job.tiles, job.weight.n), job.bias, (tile + t, row), &out[t]);
     }
     M
-}
-
-/// Writes a tile's outputs of `M` rows with their bias.
-#[inline(always)]
-fn put<const M: usize>(
-    job: &mut GroupedLinear<'_>,
-    tile: usize,
-    row: usize,
-    y: &[[f32; LANES]; M],
-) {
-    let first = tile * LANES;
-    let columns = LANES.min(job.weight.n - first);
-    let at = first - job.tiles.start * LANES;
-    for (m, lanes) in y.iter().enumerate() {
-        let out = &mut job.out.row(row + m)[at..at + columns];
-        out.copy_from_slice(&lanes[..columns]);
-        if let Some(bias) = job.bias {
-            for (y, b) in out.iter_mut().zip(&bias[first..first + columns]) {
-                *y += b;
-            }
-        }
-    }
 }
 
 /// Activations of rows `row..row + M`.
