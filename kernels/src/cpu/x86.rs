@@ -6,6 +6,7 @@
 //! generic over [`Simd`](super::simd::Simd).
 
 mod avx2;
+mod avx2_lines;
 mod avx512;
 
 use super::isa::Kernel;
