@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Parts that each member gets of shared work if all are equally fast.
-const PARTS: usize = 6;
+/// A member takes this part of its even share of what is left.
+const PARTS: usize = 2;
 
 /// Threads that wait for each other.
 #[derive(Debug)]
@@ -181,7 +181,8 @@ impl Member<'_> {
 
     /// Takes parts of `items` that no other member has taken until all are gone: a thread that is
     /// slow, or has to wait for a processor, leaves more to the others. Parts are multiples of
-    /// `least`; `claimed` is zero before the first member comes.
+    /// `least` and shrink as less is left, so that all end nearly together; `claimed` is zero
+    /// before the first member comes.
     pub(crate) fn claim(
         &self,
         items: usize,
@@ -189,14 +190,14 @@ impl Member<'_> {
         claimed: &AtomicUsize,
         mut work: impl FnMut(Range<usize>),
     ) {
-        let part = (items / (self.count * PARTS)).next_multiple_of(least).max(least);
-        let part = if self.count == 1 { items.max(1) } else { part };
-        loop {
-            let start = claimed.fetch_add(part, Ordering::Relaxed);
-            if start >= items {
-                return;
-            }
-            work(start..items.min(start + part));
+        let end = |start: usize| {
+            let part = (items - start.min(items)) / (self.count * PARTS);
+            let part = if self.count == 1 { items } else { part.next_multiple_of(least) };
+            items.min(start + part.max(least))
+        };
+        let next = |start: usize| (start < items).then(|| end(start));
+        while let Ok(start) = claimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            work(start..end(start));
         }
     }
 
