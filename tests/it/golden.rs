@@ -15,7 +15,7 @@ use testkit::Tensor;
 const F32_TOLERANCE: f64 = 1e-3;
 
 /// Six deviations of the noise of rounding to int8, see [`tolerance`].
-const ROUNDING: f64 = 6.0 * 0.0064;
+pub(crate) const ROUNDING: f64 = 6.0 * 0.0064;
 
 struct Case {
     name: String,
