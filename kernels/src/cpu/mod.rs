@@ -167,7 +167,7 @@ mod tests {
         let options = CpuOptions { isa: Some(Isa::Scalar), threads: Some(1) };
         let backend = CpuBackend::new(&options).unwrap();
         let grouped = |group, act_order| Format::Grouped { bits: Bits::Four, group, act_order };
-        let plain = "w4a8 scalar: 16-row tiles, int8 activations in blocks of 128";
+        let plain = "w4a8 scalar: 16-row tiles, int8 activations in blocks of 64";
         assert_eq!(backend.kernel_for(grouped(128, false)), plain);
         assert_eq!(backend.kernel_for(grouped(4096, true)), format!("{plain}, gathered"));
         let dense = backend.kernel_for(Format::Dense(FloatType::Bf16));
