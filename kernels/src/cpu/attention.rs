@@ -1,21 +1,23 @@
-//! Attention of a few tokens of one sequence over one KV head, for all query heads that share it.
+//! Attention of a few tokens of one sequence over one KV head, for query heads that share it.
 //!
 //! ```text
 //! score[p] = scale * (q . k[p])    out = sum over p of exp(score[p] - max) v[p] / sum of exp
 //! in    queries: a row is one query head of one token; the caches in f16 ([`super::kv`])
 //! out   one row for each query
-//! walk  chunks of 64 positions, at multiples of 64 of the absolute position; maximum and sum are
+//! walk  chunks of 128 positions, at multiples of 128 of the absolute position; maximum and sum are
 //!       carried from chunk to chunk (online softmax)
-//! dot   column i goes to chain i % 2, one fma a column, then chain 0 + chain 1
-//! split (tokens, KV head) items over threads; reads every visible key and value once an item,
-//!       queries take turns, up to four at once, while a chunk is in the cache
+//! block up to sixteen queries take a chunk together: scores, then weights ([`super::softmax`]),
+//!       then outputs; registers hold 4 queries x 16 or 64 positions, or columns
+//! sums  one chain of fma: a score's over its columns, an output column's over the positions
+//! split (tokens, KV head, query heads) items over threads; reads every visible key and value once
+//!       an item, widened where they are used; 64 queries take turns while a chunk is in the cache
 //! ```
 //! A position's score needs that position alone, and chunks are laid out by absolute position, so
 //! neither the block length nor the tokens beside it change a bit of a query. Positions that a
 //! query does not see add nothing to it, not even a zero, and positions that none sees are never
 //! read: their memory may hold NaN. Reference: `reference::` attend.
 
-// Loops over queries, chains and columns count indices: they unroll whole, over several arrays.
+// Loops over queries, vectors and columns count indices: they unroll whole, over several arrays.
 #![allow(clippy::needless_range_loop)]
 
 use super::isa::Kernel;
@@ -23,21 +25,17 @@ use super::kv::KvShape;
 use super::math;
 use super::share::{Mat, MatMut};
 use super::simd::{LANES, Simd};
+use super::softmax::{CHUNK, Weights};
 use crate::program::{BlockId, Mask};
+use std::array::from_ref;
 use std::ops::Range;
 
-/// Positions of a chunk.
-const CHUNK: usize = 64;
 /// Most queries of an item; more are taken in turns, each reading keys and values again.
-pub(crate) const QUERIES: usize = 16;
-/// Chains of sums of a score.
-const CHAINS: usize = 2;
-/// Columns of keys taken at once.
-const COLUMNS: usize = 4;
-/// f16 numbers asked for at a time: as many as keys are taken at once, two cache lines.
-const AHEAD: usize = COLUMNS * LANES;
+const QUERIES: usize = 64;
+/// Positions taken in one go while values are added.
+const AT_ONCE: usize = 4;
 
-/// Computes the outputs of consecutive tokens for the query heads of one KV head.
+/// Computes the outputs of consecutive tokens for query heads of one KV head.
 #[derive(Debug)]
 pub(crate) struct Attend<'a> {
     pub(crate) shape: KvShape,
@@ -59,28 +57,66 @@ pub(crate) struct Attend<'a> {
     pub(crate) heads: usize,
 }
 
-/// What softmax carries from chunk to chunk for one query.
+/// One query: its place in `q` and `out`, and what softmax carries from chunk to chunk.
 #[derive(Debug, Clone, Copy)]
-struct Carry {
+struct Query {
+    token: usize,
+    /// First column.
+    column: usize,
     max: f32,
     sum: f32,
 }
 
-/// The positions of one chunk that some query sees, and where they lie.
-struct Chunk {
-    /// First position.
-    start: usize,
-    /// Seen ones, counted from `start`.
-    range: Range<usize>,
-    /// Row of values of each seen position, in vectors.
-    rows: [usize; CHUNK],
+/// At most sixteen consecutive positions that lie in one tile of keys.
+#[derive(Debug, Clone, Copy)]
+struct Run<'a> {
+    /// First position, counted from the chunk's start.
+    at: usize,
+    count: usize,
+    /// Tile of keys, `[width]` vectors of sixteen positions.
+    tile: &'a [[u16; LANES]],
+    /// Lane of the first position.
+    lane: usize,
+    /// Rows of values, `[count, vectors]`.
+    rows: &'a [[u16; LANES]],
 }
 
-/// Weights of a chunk's positions for one query, zero where it does not see.
-#[derive(Clone)]
-struct Weights {
-    weights: [f32; CHUNK],
-    range: Range<usize>,
+/// The positions of one chunk that some query sees, and where they lie.
+struct Chunk<'a> {
+    /// First position, seen or not.
+    start: usize,
+    runs: [Run<'a>; CHUNK],
+    /// Runs in use.
+    len: usize,
+}
+
+/// What is done for a block of queries and a chunk.
+#[derive(Clone, Copy)]
+enum Part {
+    Scores,
+    Outputs,
+}
+
+/// How many tokens and query heads an item has, where `shared` query heads share a KV head and
+/// `items(tokens)` counts the items that do not split query heads.
+///
+/// As many as take turns on keys and values in the cache; fewer where threads would go without
+/// work. Queries are computed one by one whatever the split: it changes no bit.
+pub(crate) fn item_size(
+    shared: usize,
+    threads: usize,
+    items: impl Fn(usize) -> usize,
+) -> [usize; 2] {
+    let (mut tokens, mut heads) = ((QUERIES / shared).max(1), shared);
+    loop {
+        let count = items(tokens) * shared.div_ceil(heads);
+        let even = count.is_multiple_of(threads) || count > 4 * threads;
+        match (even, tokens, heads) {
+            (true, ..) | (false, 1, 1) => return [tokens, heads],
+            (false, 1, _) => heads = heads.div_ceil(2),
+            (false, ..) => tokens /= 2,
+        }
+    }
 }
 
 /// Positions that a query sees.
@@ -92,214 +128,319 @@ fn visible(mask: Mask, position: usize) -> Range<usize> {
     }
 }
 
+impl Query {
+    const NEW: Self = Self { token: 0, column: 0, max: f32::NEG_INFINITY, sum: 0.0 };
+}
+
+impl<'a> Chunk<'a> {
+    const EMPTY: Self = Self { start: 0, runs: [Run::EMPTY; CHUNK], len: 0 };
+
+    #[inline(always)]
+    fn runs(&self) -> &[Run<'a>] {
+        &self.runs[..self.len]
+    }
+}
+
+impl Run<'_> {
+    const EMPTY: Self = Self { at: 0, count: 0, tile: &[], lane: 0, rows: &[] };
+
+    /// Those of its positions that lie in a range of the chunk; may be none.
+    #[inline(always)]
+    fn within(self, range: &Range<usize>) -> Self {
+        let (start, end) = (range.start.max(self.at), range.end.min(self.at + self.count));
+        if start == self.at && end == self.at + self.count {
+            return self;
+        }
+        let vectors = self.rows.len() / self.count;
+        let (skipped, count) = (start - self.at, end.saturating_sub(start));
+        let rows = match count {
+            0 => &[],
+            _ => &self.rows[skipped * vectors..][..count * vectors],
+        };
+        Self { at: start, count, lane: self.lane + skipped, rows, ..self }
+    }
+}
+
 impl Kernel for Attend<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let queries = self.out.rows() * self.heads;
-        for first in (0..queries).step_by(QUERIES) {
-            self.attend(s, first..queries.min(first + QUERIES));
+        let count = self.out.rows() * self.heads;
+        for first in (0..count).step_by(QUERIES) {
+            let mut queries = [Query::NEW; QUERIES];
+            let queries = &mut queries[..QUERIES.min(count - first)];
+            for (i, query) in queries.iter_mut().enumerate() {
+                query.token = (first + i) / self.heads;
+                query.column = (first + i) % self.heads * self.shape.width;
+            }
+            self.attend(s, queries);
         }
     }
 }
 
-impl Attend<'_> {
-    /// Query `i` is head `i % heads` of token `i / heads`.
+impl<'a> Attend<'a> {
+    /// Computes the outputs of some queries in the order of their tokens.
     #[inline(always)]
-    fn attend<S: Simd>(&mut self, s: S, queries: Range<usize>) {
-        let mut carries = [Carry { max: f32::NEG_INFINITY, sum: 0.0 }; QUERIES];
-        for query in queries.clone() {
+    fn attend<S: Simd>(&mut self, s: S, queries: &mut [Query]) {
+        for query in &*queries {
             self.out(query).fill(0.0);
         }
-        let seen = self.visible(queries.start).start..self.visible(queries.end - 1).end;
-        for c in seen.start / CHUNK..seen.end.div_ceil(CHUNK) {
-            let chunk = self.chunk(c * CHUNK, &seen);
-            let mut query = queries.start;
-            while query < queries.end {
-                let carries = &mut carries[query - queries.start..queries.end - queries.start];
-                query += match self.side_by_side(query, carries.len(), &chunk) {
-                    0 => 1,
-                    4.. => self.take::<S, 4, 1>(s, &chunk, query, carries),
-                    2 | 3 => self.take::<S, 2, 2>(s, &chunk, query, carries),
-                    1 => self.take::<S, 1, 2>(s, &chunk, query, carries),
-                };
+        let seen = self.visible(&queries[0]).start..self.visible(&queries[queries.len() - 1]).end;
+        let (first, end) = (seen.start / CHUNK, seen.end.div_ceil(CHUNK));
+        let (mut chunks, mut all) = ([Chunk::EMPTY; 2], [Weights::NEW; LANES]);
+        self.locate(first, &seen, &mut chunks[first % 2]);
+        for c in first..end {
+            self.locate(c + 1, &seen, &mut chunks[(c + 1) % 2]);
+            let at = [&chunks[c % 2], &chunks[(c + 1) % 2]];
+            self.take_all(s, at, queries, &mut all);
+        }
+        for query in queries {
+            scale(self.out(query), 1.0 / query.sum);
+        }
+    }
+
+    /// Finds the positions of chunk `c`, as far as seen.
+    #[inline(always)]
+    fn locate(&self, c: usize, seen: &Range<usize>, chunk: &mut Chunk<'a>) {
+        let (shape, start) = (self.shape, c * CHUNK);
+        let (keys, values): (&'a [u16], &'a [u16]) = (self.keys, self.values);
+        let (mut position, end) = (seen.start.max(start), seen.end.min(start + CHUNK));
+        let (mut block, mut at) = (position / shape.block_len, position % shape.block_len);
+        (chunk.start, chunk.len) = (start, 0);
+        while position < end {
+            let lane = at % LANES;
+            let count = (LANES - lane).min(shape.block_len - at).min(end - position);
+            let id = self.table[block].index();
+            let tile = &keys.as_chunks().0[shape.key_tile(id, self.head, at)..][..shape.width];
+            let rows = &values.as_chunks().0[shape.value_row(id, self.head, at)..];
+            let rows = &rows[..count * shape.vectors()];
+            chunk.runs[chunk.len] = Run { at: position - start, count, tile, lane, rows };
+            chunk.len += 1;
+            (position, at) = (position + count, at + count);
+            if at == shape.block_len {
+                (block, at) = (block + 1, 0);
             }
         }
-        for (query, carry) in queries.zip(carries) {
-            let factor = 1.0 / carry.sum;
-            for out in self.out(query) {
-                *out *= factor;
+    }
+
+    /// Takes a chunk into all queries that see something of it.
+    #[inline(always)]
+    fn take_all<S: Simd>(
+        &mut self,
+        s: S,
+        [chunk, next]: [&Chunk<'_>; 2],
+        mut left: &mut [Query],
+        all: &mut [Weights; LANES],
+    ) {
+        // The first queries ask for the next chunk, the others find it there.
+        let mut ahead = next.runs();
+        while !left.is_empty() {
+            let count = self.side_by_side(left, chunk);
+            let (queries, rest) = left.split_at_mut(count.max(1));
+            let (all, at) = (&mut all[..count], (chunk, ahead));
+            for (query, weights) in queries.iter().zip(&mut *all) {
+                weights.range = self.visible_in(query, chunk);
+            }
+            self.in_blocks(s, Part::Scores, at, queries, all);
+            self.soften(s, queries, all);
+            self.in_blocks(s, Part::Outputs, at, queries, all);
+            if count > 0 {
+                ahead = &[];
+            }
+            left = rest;
+        }
+    }
+
+    /// Does a part for queries that all see something of a chunk, in blocks that fit in registers:
+    /// some queries times some vectors of positions or columns.
+    #[inline(always)]
+    fn in_blocks<S: Simd>(
+        &mut self,
+        s: S,
+        part: Part,
+        (chunk, mut ahead): (&Chunk<'_>, &[Run<'_>]),
+        mut queries: &[Query],
+        mut all: &mut [Weights],
+    ) {
+        while !all.is_empty() {
+            let at = (part, chunk, ahead);
+            // Registers for two tiles of a linear hold sixteen sums here, the others four.
+            let done = match (all.len(), S::TILES) {
+                (1, _) => self.block::<S, 1, 4>(s, at, queries, all),
+                (2 | 3, 1) => self.block::<S, 2, 2>(s, at, queries, all),
+                (2 | 3, _) => self.block::<S, 2, 4>(s, at, queries, all),
+                (_, 1) => self.block::<S, 4, 1>(s, at, queries, all),
+                (_, _) => self.block::<S, 4, 4>(s, at, queries, all),
+            };
+            (queries, all, ahead) = (&queries[done..], &mut all[done..], &[]);
+        }
+    }
+
+    /// Does a part for the first `H` queries; returns `H`.
+    #[inline(always)]
+    fn block<S: Simd, const H: usize, const V: usize>(
+        &mut self,
+        s: S,
+        (part, chunk, ahead): (Part, &Chunk<'_>, &[Run<'_>]),
+        queries: &[Query],
+        all: &mut [Weights],
+    ) -> usize {
+        if let (Some(queries), Some(all)) = (queries.first_chunk(), all.first_chunk_mut()) {
+            match part {
+                Part::Scores => self.scores::<S, H, V>(s, (chunk, ahead), queries, all),
+                Part::Outputs => self.outputs::<S, H, V>(s, (chunk, ahead), queries, all),
             }
         }
+        H
     }
 
     /// Positions that a query sees.
     #[inline(always)]
-    fn visible(&self, query: usize) -> Range<usize> {
-        visible(self.mask, self.position + query / self.heads)
+    fn visible(&self, query: &Query) -> Range<usize> {
+        visible(self.mask, self.position + query.token)
     }
 
     /// Those of a chunk, counted from its start; may be empty.
     #[inline(always)]
-    fn visible_in(&self, query: usize, chunk: &Chunk) -> Range<usize> {
+    fn visible_in(&self, query: &Query, chunk: &Chunk<'_>) -> Range<usize> {
         let Range { start, end } = self.visible(query);
         let within = |at: usize| at.clamp(chunk.start, chunk.start + CHUNK) - chunk.start;
         within(start)..within(end)
     }
 
-    /// How many of up to four queries from `query`, of `left`, see something of a chunk.
+    /// How many of the first queries see something of a chunk, up to one that does not.
     #[inline(always)]
-    fn side_by_side(&self, query: usize, left: usize, chunk: &Chunk) -> usize {
-        let sees = |i: &usize| !self.visible_in(query + i, chunk).is_empty();
-        (0..left.min(4)).take_while(sees).count()
+    fn side_by_side(&self, queries: &[Query], chunk: &Chunk<'_>) -> usize {
+        let sees = |query: &&Query| !self.visible_in(query, chunk).is_empty();
+        queries.iter().take(LANES).take_while(sees).count()
     }
 
     #[inline(always)]
-    fn q(&self, query: usize) -> &[f32] {
-        let width = self.shape.width;
-        &self.q.row(query / self.heads)[query % self.heads * width..][..width]
+    fn q(&self, query: &Query) -> &[f32] {
+        &self.q.row(query.token)[query.column..][..self.shape.width]
     }
 
     #[inline(always)]
-    fn out(&mut self, query: usize) -> &mut [f32] {
-        let width = self.shape.width;
-        &mut self.out.row(query / self.heads)[query % self.heads * width..][..width]
+    fn out(&mut self, query: &Query) -> &mut [f32] {
+        &mut self.out.row(query.token)[query.column..][..self.shape.width]
     }
 
-    /// The chunk of positions from `start`, as far as seen.
+    /// Turns scores into weights `exp(score - max)`, zero where a query does not see, updates the
+    /// maximums and sums, and rescales outputs that were summed under another maximum.
     #[inline(always)]
-    fn chunk(&self, start: usize, seen: &Range<usize>) -> Chunk {
-        let range = seen.start.max(start) - start..seen.end.min(start + CHUNK) - start;
-        let mut rows = [0; CHUNK];
-        for i in range.clone() {
-            let (block, at) = self.locate(start + i);
-            rows[i] = self.shape.value_row(block, self.head, at);
+    fn soften<S: Simd>(&mut self, s: S, queries: &mut [Query], all: &mut [Weights]) {
+        let mut factors = [0.0; LANES];
+        for ((query, weights), fallen) in queries.iter_mut().zip(&mut *all).zip(&mut factors) {
+            let max = weights.max(s, query.max);
+            *fallen = query.max - max;
+            query.max = max;
         }
-        Chunk { start, range, rows }
-    }
-
-    /// Memory to ask for while the scores of a tile of keys are computed: the values of its
-    /// positions and the tile of the next ones. Blocks lie anywhere, so the processor cannot guess.
-    #[inline(always)]
-    fn ahead(&self, chunk: &Chunk, i: usize, next: usize) -> [&[[u16; AHEAD]]; 2] {
-        let part = |all, start: usize| -> &[[u16; AHEAD]] {
-            let all = <[u16]>::as_chunks(all).0;
-            let start = (start * LANES / AHEAD).min(all.len());
-            &all[start..all.len().min(start + self.shape.width / COLUMNS)]
-        };
-        let values = part(self.values, chunk.rows[i]);
-        if next >= self.table.len() * self.shape.block_len {
-            return [values, &[]];
-        }
-        let (block, at) = self.locate(next);
-        [values, part(self.keys, self.shape.key_tile(block, self.head, at))]
-    }
-
-    /// Block and position in it.
-    #[inline(always)]
-    fn locate(&self, position: usize) -> (usize, usize) {
-        let block_len = self.shape.block_len;
-        (self.table[position / block_len].index(), position % block_len)
-    }
-
-    /// Takes one chunk into `H` queries from `query`; returns `H`.
-    #[inline(always)]
-    fn take<S: Simd, const H: usize, const SIDE: usize>(
-        &mut self,
-        s: S,
-        chunk: &Chunk,
-        query: usize,
-        carries: &mut [Carry],
-    ) -> usize {
-        let scores = self.scores::<S, H, SIDE>(s, chunk, query);
-        let mut all = scores.map(|weights| Weights { weights, range: 0..0 });
-        for h in 0..H {
-            all[h].range = self.visible_in(query + h, chunk);
-            let factor = soften(s, &mut all[h], &mut carries[h]);
-            for out in self.out(query + h) {
-                *out *= factor;
+        s.store(math::exp(s, s.load(&factors)), &mut factors);
+        for ((query, weights), factor) in queries.iter_mut().zip(all).zip(factors) {
+            query.sum = query.sum * factor + weights.soften(s, query.max);
+            if factor != 1.0 {
+                scale(self.out(query), factor);
             }
         }
+    }
+
+    /// Adds the weighted values of a chunk's positions to outputs.
+    #[inline(always)]
+    fn outputs<S: Simd, const H: usize, const V: usize>(
+        &mut self,
+        s: S,
+        (chunk, ahead): (&Chunk<'_>, &[Run<'_>]),
+        queries: &[Query; H],
+        all: &[Weights; H],
+    ) {
         // Positions that all see are taken together, those around them one query at a time.
         let first = all.iter().map(|w| w.range.start).fold(0, usize::max);
         let end = all.iter().map(|w| w.range.end).fold(CHUNK, usize::min).max(first);
-        for h in 0..H {
-            let before = all[h].range.start..all[h].range.end.min(first);
-            self.mix::<S, 1, 2>(s, chunk, before, query + h, &all[h..]);
+        for (query, weights) in queries.iter().zip(all) {
+            let before = weights.range.start..weights.range.end.min(first);
+            self.mix::<S, 1, 4>(s, (chunk, &[], before), from_ref(query), from_ref(weights));
         }
-        match H {
-            4 => self.mix::<S, H, 1>(s, chunk, first..end, query, &all),
-            _ => self.mix::<S, H, 2>(s, chunk, first..end, query, &all),
+        self.mix::<S, H, V>(s, (chunk, ahead, first..end), queries, all);
+        for (query, weights) in queries.iter().zip(all) {
+            let after = weights.range.start.max(end)..weights.range.end;
+            self.mix::<S, 1, 4>(s, (chunk, &[], after), from_ref(query), from_ref(weights));
         }
-        for h in 0..H {
-            let after = all[h].range.start.max(end)..all[h].range.end;
-            self.mix::<S, 1, 2>(s, chunk, after, query + h, &all[h..]);
-        }
-        H
     }
 
-    /// Scores of the chunk's positions; of those no query sees, minus infinity.
+    /// Scores of those of the chunk's positions that some query of the item sees; meanwhile asks
+    /// for other keys.
     #[inline(always)]
-    fn scores<S: Simd, const H: usize, const SIDE: usize>(
+    fn scores<S: Simd, const H: usize, const V: usize>(
         &self,
         s: S,
-        chunk: &Chunk,
-        query: usize,
-    ) -> [[f32; CHUNK]; H] {
-        // The first queries of an item ask for memory, the others find it there.
-        let first = query.is_multiple_of(QUERIES);
-        let (width, block_len) = (self.shape.width, self.shape.block_len);
-        let keys = self.keys.as_chunks::<LANES>().0;
+        (chunk, ahead): (&Chunk<'_>, &[Run<'_>]),
+        queries: &[Query; H],
+        all: &mut [Weights; H],
+    ) {
         let mut q: [&[f32]; H] = [&[]; H];
         for h in 0..H {
-            q[h] = self.q(query + h);
+            q[h] = self.q(&queries[h]);
         }
-        let mut scores = [[f32::NEG_INFINITY; CHUNK]; H];
-        let mut i = chunk.range.start;
-        while i < chunk.range.end {
-            let (block, at) = self.locate(chunk.start + i);
-            let lane = at % LANES;
-            let count = (LANES - lane).min(block_len - at).min(chunk.range.end - i);
-            let tile = &keys[self.shape.key_tile(block, self.head, at)..][..width];
-            let ahead = match first {
-                true => self.ahead(chunk, i, chunk.start + i + count),
-                false => [&[][..]; 2],
-            };
-            let dots = dots::<S, H, SIDE>(s, tile, q, ahead);
-            for h in 0..H {
-                let mut lanes = [0.0; LANES];
-                s.store(s.mul(dots[h], s.splat(self.scale)), &mut lanes);
-                if count == LANES {
-                    scores[h][i..i + LANES].copy_from_slice(&lanes);
-                } else {
-                    scores[h][i..i + count].copy_from_slice(&lanes[lane..lane + count]);
-                }
-            }
-            i += count;
+        let (groups, rest) = chunk.runs().as_chunks::<V>();
+        for (i, runs) in groups.iter().enumerate() {
+            let ahead = &ahead[ahead.len().min(i * V)..];
+            self.scores_of::<S, H, V>(s, (runs, ahead), q, all);
         }
-        scores
+        for (i, run) in rest.iter().enumerate() {
+            let ahead = &ahead[ahead.len().min(groups.len() * V + i)..];
+            self.scores_of::<S, H, 1>(s, (from_ref(run), ahead), q, all);
+        }
     }
 
-    /// Adds the weighted values of positions `range` to `H` outputs from `query`, `V` vectors of
-    /// columns at a time.
+    /// Scores of `V` runs.
+    #[inline(always)]
+    fn scores_of<S: Simd, const H: usize, const V: usize>(
+        &self,
+        s: S,
+        (runs, ahead): (&[Run<'_>; V], &[Run<'_>]),
+        q: [&[f32]; H],
+        all: &mut [Weights; H],
+    ) {
+        let mut tiles: [[&[_]; 2]; V] = [[&[]; 2]; V];
+        for v in 0..V {
+            tiles[v] = [runs[v].tile, ahead.get(v).map_or(&[], |run| run.tile)];
+        }
+        let dots = dots::<S, H, V>(s, tiles, q);
+        for v in 0..V {
+            let Run { at, count, lane, .. } = runs[v];
+            for h in 0..H {
+                let dots = s.mul(dots[h][v], s.splat(self.scale));
+                let scores = &mut all[h].all[at..at + count];
+                if let Some(scores) = scores.first_chunk_mut() {
+                    s.store(dots, scores);
+                } else {
+                    let mut lanes = [0.0; LANES];
+                    s.store(dots, &mut lanes);
+                    scores.copy_from_slice(&lanes[lane..lane + count]);
+                }
+            }
+        }
+    }
+
+    /// Adds the weighted values of positions `range` to the outputs of `H` queries, `V` vectors of
+    /// columns at a time; meanwhile asks for other values.
     #[inline(always)]
     fn mix<S: Simd, const H: usize, const V: usize>(
         &mut self,
         s: S,
-        chunk: &Chunk,
-        range: Range<usize>,
-        query: usize,
-        all: &[Weights],
+        (chunk, ahead, range): (&Chunk<'_>, &[Run<'_>], Range<usize>),
+        queries: &[Query; H],
+        all: &[Weights; H],
     ) {
         if range.is_empty() {
             return;
         }
-        let vectors = self.shape.vectors();
+        let (runs, vectors) = ((chunk.runs(), ahead, &range), self.shape.vectors());
         for vector in (0..vectors / V * V).step_by(V) {
-            self.mix_columns::<S, H, V>(s, (chunk, range.clone()), vector, query, all);
+            self.mix_columns::<S, H, V>(s, runs, vector, queries, all);
         }
         for vector in vectors / V * V..vectors {
-            self.mix_columns::<S, H, 1>(s, (chunk, range.clone()), vector, query, all);
+            self.mix_columns::<S, H, 1>(s, runs, vector, queries, all);
         }
     }
 
@@ -308,112 +449,140 @@ impl Attend<'_> {
     fn mix_columns<S: Simd, const H: usize, const V: usize>(
         &mut self,
         s: S,
-        (chunk, range): (&Chunk, Range<usize>),
+        (runs, ahead, range): (&[Run<'_>], &[Run<'_>], &Range<usize>),
         vector: usize,
-        query: usize,
-        all: &[Weights],
+        queries: &[Query; H],
+        all: &[Weights; H],
     ) {
-        let width = self.shape.width;
-        let values = self.values.as_chunks::<LANES>().0;
-        let columns = |v: usize| (vector + v) * LANES..width.min((vector + v + 1) * LANES);
         let mut sums = [[s.splat(0.0); V]; H];
         for h in 0..H {
             for v in 0..V {
-                sums[h][v] = s.load_part(&self.out(query + h)[columns(v)]);
+                let out = &self.out(&queries[h])[(vector + v) * LANES..];
+                sums[h][v] = match out.first_chunk() {
+                    Some(out) => s.load(out),
+                    None => s.load_part(out),
+                };
             }
         }
-        for i in range {
-            let row = &values[chunk.rows[i] + vector..][..V];
+        let vectors = self.shape.vectors();
+        for (i, run) in runs.iter().enumerate() {
+            if let Some(ahead) = ahead.get(i) {
+                for v in 0..V {
+                    prefetch(s, ahead.rows, vector + v);
+                }
+            }
+            mix_run(s, run.within(range), [vectors, vector], all, &mut sums);
+        }
+        for h in 0..H {
+            for v in 0..V {
+                let out = &mut self.out(&queries[h])[(vector + v) * LANES..];
+                match out.first_chunk_mut() {
+                    Some(out) => s.store(sums[h][v], out),
+                    None => s.store_part(sums[h][v], out),
+                }
+            }
+        }
+    }
+}
+
+/// Adds the weighted values of a run.
+#[inline(always)]
+fn mix_run<S: Simd, const H: usize, const V: usize>(
+    s: S,
+    run: Run<'_>,
+    [vectors, vector]: [usize; 2],
+    all: &[Weights; H],
+    sums: &mut [[S::F; V]; H],
+) {
+    let mut weights: [&[f32]; H] = [&[]; H];
+    for h in 0..H {
+        weights[h] = &all[h].all[run.at..][..run.count];
+    }
+    let steps = run.count / AT_ONCE;
+    for i in 0..steps {
+        let mut w = [&[0.0; AT_ONCE]; H];
+        for h in 0..H {
+            w[h] = &weights[h].as_chunks().0[i];
+        }
+        let rows = &run.rows[i * AT_ONCE * vectors..][..AT_ONCE * vectors];
+        for j in 0..AT_ONCE {
+            let row = &rows[j * vectors + vector..][..V];
             for v in 0..V {
                 let value = s.widen_f16(&row[v]);
                 for h in 0..H {
-                    sums[h][v] = s.fma(value, s.splat(all[h].weights[i]), sums[h][v]);
+                    sums[h][v] = s.fma(value, s.splat(w[h][j]), sums[h][v]);
                 }
             }
         }
-        for h in 0..H {
-            for v in 0..V {
-                s.store_part(sums[h][v], &mut self.out(query + h)[columns(v)]);
-            }
-        }
     }
-}
-
-/// Dot products of sixteen keys with `H` queries, `SIDE` chains at a time; meanwhile asks for
-/// other memory.
-#[inline(always)]
-fn dots<S: Simd, const H: usize, const SIDE: usize>(
-    s: S,
-    tile: &[[u16; LANES]],
-    q: [&[f32]; H],
-    ahead: [&[[u16; AHEAD]]; 2],
-) -> [S::F; H] {
-    let (columns, rest) = tile.as_chunks::<COLUMNS>();
-    let mut out = [s.splat(0.0); H];
-    for first in (0..CHAINS).step_by(SIDE) {
-        let mut sums = [[s.splat(0.0); SIDE]; H];
-        for (i, keys) in columns.iter().enumerate() {
-            let mut x = [&[0.0; COLUMNS]; H];
+    for i in steps * AT_ONCE..run.count {
+        let row = &run.rows[i * vectors + vector..][..V];
+        for v in 0..V {
+            let value = s.widen_f16(&row[v]);
             for h in 0..H {
-                x[h] = &q[h].as_chunks().0[i];
-            }
-            for lines in ahead.iter().filter_map(|all| all.get(i)) {
-                s.prefetch(&lines[0]);
-                s.prefetch(&lines[AHEAD / 2]);
-            }
-            for step in (0..COLUMNS).step_by(CHAINS) {
-                for c in 0..SIDE {
-                    let column = step + first + c;
-                    let key = s.widen_f16(&keys[column]);
-                    for h in 0..H {
-                        sums[h][c] = s.fma(key, s.splat(x[h][column]), sums[h][c]);
-                    }
-                }
-            }
-        }
-        for column in 0..rest.len() {
-            let c = (column % CHAINS).wrapping_sub(first);
-            if c < SIDE {
-                let key = s.widen_f16(&rest[column]);
-                for h in 0..H {
-                    let x = q[h][columns.len() * COLUMNS + column];
-                    sums[h][c] = s.fma(key, s.splat(x), sums[h][c]);
-                }
-            }
-        }
-        for h in 0..H {
-            for c in 0..SIDE {
-                out[h] = if first + c == 0 { sums[h][c] } else { s.add(out[h], sums[h][c]) };
+                sums[h][v] = s.fma(value, s.splat(weights[h][i]), sums[h][v]);
             }
         }
     }
-    out
 }
 
-/// Turns scores into weights `exp(score - max)`, zero outside the range, which is not empty, and
-/// updates the carry; returns the factor on everything that was summed under the old maximum.
+/// Asks for the `i`th sixteen vectors, eight cache lines: blocks lie anywhere, so the processor
+/// cannot guess.
 #[inline(always)]
-fn soften<S: Simd>(s: S, scores: &mut Weights, carry: &mut Carry) -> f32 {
-    let Weights { weights: scores, range } = scores;
-    let mut max = carry.max;
-    for &score in &scores[range.clone()] {
-        max = if score > max { score } else { max };
+fn prefetch<S: Simd>(s: S, vectors: &[[u16; LANES]], i: usize) {
+    if let Some(vectors) = vectors.as_chunks::<LANES>().0.get(i) {
+        for i in (0..LANES).step_by(2) {
+            s.prefetch(&vectors[i]);
+        }
     }
-    let mut factor = [0.0; LANES];
-    s.store(math::exp(s, s.splat(carry.max - max)), &mut factor);
-    let vectors = scores.as_chunks_mut::<LANES>().0;
-    for scores in vectors.iter_mut() {
-        let weights = math::exp(s, s.sub(s.load(scores), s.splat(max)));
-        s.store(weights, scores);
+}
+
+/// Dot products of `V` tiles of sixteen keys with `H` queries; asks for as many tiles beside them.
+#[inline(always)]
+fn dots<S: Simd, const H: usize, const V: usize>(
+    s: S,
+    tiles: [[&[[u16; LANES]]; 2]; V],
+    q: [&[f32]; H],
+) -> [[S::F; V]; H] {
+    let mut sums = [[s.splat(0.0); V]; H];
+    let steps = q[0].len() / LANES;
+    for i in 0..steps {
+        for v in 0..V {
+            prefetch(s, tiles[v][1], i);
+        }
+        let mut x = [&[0.0; LANES]; H];
+        for h in 0..H {
+            x[h] = &q[h].as_chunks().0[i];
+        }
+        let mut keys = [&[[0; LANES]; LANES]; V];
+        for v in 0..V {
+            keys[v] = &tiles[v][0].as_chunks().0[i];
+        }
+        for column in 0..LANES {
+            for v in 0..V {
+                let key = s.widen_f16(&keys[v][column]);
+                for h in 0..H {
+                    sums[h][v] = s.fma(key, s.splat(x[h][column]), sums[h][v]);
+                }
+            }
+        }
     }
-    scores[..range.start].fill(0.0);
-    scores[range.end..].fill(0.0);
-    let vectors = scores.as_chunks::<LANES>().0;
-    let low = s.add(s.load(&vectors[0]), s.load(&vectors[1]));
-    let high = s.add(s.load(&vectors[2]), s.load(&vectors[3]));
-    carry.sum = carry.sum * factor[0] + s.sum(s.add(low, high));
-    carry.max = max;
-    factor[0]
+    for column in steps * LANES..q[0].len() {
+        for v in 0..V {
+            let key = s.widen_f16(&tiles[v][0][column]);
+            for h in 0..H {
+                sums[h][v] = s.fma(key, s.splat(q[h][column]), sums[h][v]);
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn scale(row: &mut [f32], factor: f32) {
+    for x in row {
+        *x *= factor;
+    }
 }
 
 #[cfg(test)]

@@ -173,3 +173,35 @@ fn masks_say_what_is_visible() {
     assert_eq!(visible(Mask::Window(3), 4), 2..5);
     assert_eq!(visible(Mask::Window(9), 4), 0..5);
 }
+
+#[test]
+fn items_give_every_thread_work() {
+    let even = |shared, threads, kv_heads: usize, rows: usize| {
+        item_size(shared, threads, |tokens| rows.div_ceil(tokens) * kv_heads)
+    };
+    assert_eq!(even(8, 1, 4, 1), [8, 8]);
+    assert_eq!(even(8, 2, 4, 1), [8, 8]);
+    assert_eq!(even(8, 2, 4, 512), [8, 8]);
+    // Four KV heads for three threads: two parts of each; one for four: quarters of it.
+    assert_eq!(even(8, 3, 4, 1), [1, 2]);
+    assert_eq!(even(8, 4, 1, 1), [1, 2]);
+    assert_eq!(even(1, 4, 2, 16), [8, 1]);
+    assert_eq!(even(1, 16, 1, 1), [1, 1]);
+    assert_eq!(even(100, 2, 1, 7), [1, 50]);
+}
+
+#[test]
+fn long_contexts_of_wide_heads_match_alone_and_together() {
+    let (width, tokens) = (128, 21);
+    let all = Sequence::random(8, 300, 1, width);
+    let q = Rng::new(9).floats(tokens * 4 * width, 1.0);
+    let job = Job { head: 0, heads: 4, mask: Mask::Causal };
+    for machine in machines() {
+        let together = all.attend(machine, 16, &job, &q);
+        for (i, out) in together.chunks(4 * width).enumerate() {
+            let earlier = all.until(300 - tokens + i + 1);
+            let q = &q[i * 4 * width..][..4 * width];
+            assert_eq!(earlier.attend(Machine::Scalar, 32, &job, q), out, "token {i}");
+        }
+    }
+}

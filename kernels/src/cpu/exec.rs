@@ -7,7 +7,7 @@
 //! live at once do not overlap (validation and [`crate::memory`]). Not here: arithmetic, which is all safe code.
 
 use super::activate::GatedSilu;
-use super::attention::{Attend, QUERIES};
+use super::attention::{Attend, item_size};
 use super::dense::DenseLinear;
 use super::grouped::{Activations, GroupedLinear, SIDE_BY_SIDE};
 use super::isa::Machine;
@@ -253,44 +253,53 @@ impl Exec<'_> {
         self.input.query_ends.partition_point(|end| *end as usize <= row)
     }
 
-    /// Items of all sequences: some tokens of one sequence and one KV head.
-    fn attend_all(&self, op: &Attention, claimed: &AtomicUsize) {
-        let heads = self.kv(op.layer).shape.heads;
-        let tokens = self.tokens_of_item(op.q.count / heads, heads);
+    /// Token rows of a sequence.
+    fn rows_of(&self, sequence: usize) -> Range<usize> {
         let ends = self.input.query_ends;
-        let start = |sequence: usize| if sequence == 0 { 0 } else { ends[sequence - 1] as usize };
-        let parts = |sequence: usize| (ends[sequence] as usize - start(sequence)).div_ceil(tokens);
-        let items: usize = (0..ends.len()).map(parts).sum::<usize>() * heads;
-        self.member.claim(items, 1, claimed, |items| {
+        let start = if sequence == 0 { 0 } else { ends[sequence - 1] as usize };
+        start..ends[sequence] as usize
+    }
+
+    /// Items of all sequences: some tokens of one sequence and query heads of one KV head.
+    fn attend_all(&self, op: &Attention, claimed: &AtomicUsize) {
+        let kv_heads = self.kv(op.layer).shape.heads;
+        let shared = op.q.count / kv_heads;
+        let sequences = 0..self.input.query_ends.len();
+        let parts = |sequence, tokens| self.rows_of(sequence).len().div_ceil(tokens);
+        let all = |tokens| sequences.clone().map(|s| parts(s, tokens)).sum::<usize>() * kv_heads;
+        let [tokens, heads] = item_size(shared, self.member.count(), all);
+        let splits = shared.div_ceil(heads);
+        self.member.claim(all(tokens) * splits, 1, claimed, |items| {
             for item in items {
-                let (mut sequence, mut left) = (0, item);
-                while left >= parts(sequence) * heads {
-                    left -= parts(sequence) * heads;
+                let (mut left, group) = (item / (kv_heads * splits), item % (kv_heads * splits));
+                let mut sequence = 0;
+                while left >= parts(sequence, tokens) {
+                    left -= parts(sequence, tokens);
                     sequence += 1;
                 }
-                let (head, part) = (left / parts(sequence), left % parts(sequence));
-                let first = start(sequence) + part * tokens;
-                let rows = first..(first + tokens).min(ends[sequence] as usize);
-                self.attend(op, (sequence, head), rows);
+                // Later tokens see more: the longest items go first, which evens out the end.
+                let (rows, part) = (self.rows_of(sequence), parts(sequence, tokens) - 1 - left);
+                let first = rows.start + part * tokens;
+                let rows = first..rows.end.min(first + tokens);
+                let first = group % splits * heads;
+                let at = (sequence, group / splits);
+                self.attend(op, at, rows, first..shared.min(first + heads));
             }
         });
     }
 
-    /// As many tokens as share keys and values well, fewer if threads would go without work.
-    fn tokens_of_item(&self, shared: usize, heads: usize) -> usize {
-        let mut tokens = (QUERIES / shared).max(1);
-        while tokens > 1 && self.counts.tokens.div_ceil(tokens) * heads < self.member.count() {
-            tokens /= 2;
-        }
-        tokens
-    }
-
-    /// One item: token rows of a sequence and a KV head.
-    fn attend(&self, op: &Attention, (sequence, head): (usize, usize), rows: Range<usize>) {
+    /// One item: token rows of a sequence and some query heads of a KV head.
+    fn attend(
+        &self,
+        op: &Attention,
+        (sequence, head): (usize, usize),
+        rows: Range<usize>,
+        heads: Range<usize>,
+    ) {
         let cache = self.kv(op.layer);
-        let heads = op.q.count / cache.shape.heads;
-        let width = heads * op.q.width;
-        let own = |place: Place| place.slice(rows.clone()).columns(head * width, width);
+        let first = head * (op.q.count / cache.shape.heads) + heads.start;
+        let columns = (first * op.q.width, heads.len() * op.q.width);
+        let own = |place: Place| place.slice(rows.clone()).columns(columns.0, columns.1);
         let slots = &self.buffers.slots;
         // SAFETY: nobody writes `q` or the caches in this phase; an item writes its own columns
         // of its own rows, in another slot.
@@ -310,7 +319,7 @@ impl Exec<'_> {
             scale: op.scale,
             q,
             out,
-            heads,
+            heads: heads.len(),
         });
     }
 

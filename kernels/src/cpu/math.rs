@@ -21,16 +21,32 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 /// `exp(x)` within 2 ulp, clamped to `[LOW, HIGH]`; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    let x = s.min(s.splat(HIGH), s.max(s.splat(LOW), x));
-    let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUNDER));
-    let n = s.sub(shifted, s.splat(ROUNDER));
-    let r = s.fma(n, s.splat(-LN2_HIGH), x);
-    let r = s.fma(n, s.splat(-LN2_LOW), r);
-    let mut p = s.splat(1.0 / 5040.0);
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = s.fma(p, r, s.splat(c));
+    exps(s, [x])[0]
+}
+
+/// The same of several vectors in step with each other: one alone waits for each operation's
+/// result most of the time.
+#[inline(always)]
+pub(crate) fn exps<S: Simd, const N: usize>(s: S, mut x: [S::F; N]) -> [S::F; N] {
+    let (mut shifted, mut p) = (x, [s.splat(1.0 / 5040.0); N]);
+    for i in 0..N {
+        x[i] = s.min(s.splat(HIGH), s.max(s.splat(LOW), x[i]));
+        shifted[i] = s.fma(x[i], s.splat(std::f32::consts::LOG2_E), s.splat(ROUNDER));
     }
-    s.mul(p, s.shift_exponent(shifted))
+    for i in 0..N {
+        let n = s.sub(shifted[i], s.splat(ROUNDER));
+        x[i] = s.fma(n, s.splat(-LN2_HIGH), x[i]);
+        x[i] = s.fma(n, s.splat(-LN2_LOW), x[i]);
+    }
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        for i in 0..N {
+            p[i] = s.fma(p[i], x[i], s.splat(c));
+        }
+    }
+    for i in 0..N {
+        p[i] = s.mul(p[i], s.shift_exponent(shifted[i]));
+    }
+    p
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ mod scalar;
 #[allow(unsafe_code)]
 mod share;
 mod simd;
+mod softmax;
 mod store;
 #[allow(unsafe_code)]
 mod team;
