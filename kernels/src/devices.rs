@@ -1,8 +1,11 @@
-//! What this machine offers: its processor's instruction sets and its memory bandwidth, measured.
+//! What this machine offers: its processor's instruction sets, and its memory bandwidth and
+//! arithmetic, measured.
 //!
 //! Not here: choosing ([`crate::cpu`]). Decode speed is bounded by bytes per token over
-//! [`read_bandwidth`].
+//! [`read_bandwidth`], prefill speed by operations per token over [`int8_peak`].
 
+use crate::Error;
+use crate::cpu::peak::Peak;
 use crate::cpu::{Isa, available_threads};
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -56,21 +59,61 @@ const PASSES: usize = 5;
 pub fn read_bandwidth(threads: usize) -> f64 {
     let threads = threads.max(1);
     let part = BUFFER / 8 / threads;
+    let reader = || {
+        // Not zero: untouched zero pages would all be one page.
+        let words = vec![1u64; part];
+        move || {
+            black_box(sum(&words));
+        }
+    };
+    (part * threads * 8) as f64 / least_time(threads, reader)
+}
+
+/// Rounds of the arithmetic loop in a pass: some milliseconds.
+const ROUNDS: usize = 200_000;
+
+/// Operations per second (a multiplication and an addition are two) that `threads` threads do
+/// together on int8 activations and 4-bit codes with the dots of `isa`, measured now in a fraction
+/// of a second.
+///
+/// # Errors
+/// [`Error::Device`] naming the features the processor lacks.
+pub fn int8_peak(isa: Isa, threads: usize) -> Result<f64, Error> {
+    // How many sums hide the latency and still fit the registers differs.
+    Ok(peak_with::<4>(isa, threads)?
+        .max(peak_with::<6>(isa, threads)?)
+        .max(peak_with::<12>(isa, threads)?))
+}
+
+fn peak_with<const M: usize>(isa: Isa, threads: usize) -> Result<f64, Error> {
+    let (machine, threads) = (isa.detect()?, threads.max(1));
+    let rounds = if isa == Isa::Scalar { ROUNDS / 20 } else { ROUNDS };
+    let peak = Peak::<M> { rounds };
+    let worker = || {
+        move || {
+            black_box(machine.run(peak));
+        }
+    };
+    Ok((peak.ops() * threads) as f64 / least_time(threads, worker))
+}
+
+/// Least seconds from the first start to the last end over [`PASSES`] passes of work that
+/// `threads` threads do together; each thread prepares its own by `prepare`.
+fn least_time<W: FnMut()>(threads: usize, prepare: impl Fn() -> W + Sync) -> f64 {
     let start = Barrier::new(threads);
     let times = std::thread::scope(|scope| {
-        let reader = || {
-            // Not zero: untouched zero pages would all be one page.
-            let words = vec![1u64; part];
+        let member = || {
+            let mut work = prepare();
             let mut passes = [(Instant::now(), 0.0); PASSES];
             for pass in &mut passes {
                 start.wait();
                 pass.0 = Instant::now();
-                black_box(sum(&words));
+                work();
                 pass.1 = pass.0.elapsed().as_secs_f64();
             }
             passes
         };
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(reader)).collect();
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(member)).collect();
         handles.into_iter().filter_map(|handle| handle.join().ok()).collect::<Vec<_>>()
     });
     let pass = |i: usize| {
@@ -81,8 +124,7 @@ pub fn read_bandwidth(threads: usize) -> f64 {
         };
         ends.map(end).fold(0.0, f64::max)
     };
-    let best = (0..PASSES).map(pass).fold(f64::INFINITY, f64::min);
-    (part * threads * 8) as f64 / best
+    (0..PASSES).map(pass).fold(f64::INFINITY, f64::min)
 }
 
 /// Sum of all words, read as [`STREAMS`] streams at once.
@@ -109,6 +151,20 @@ mod tests {
         let found = read_bandwidth(1);
         // slower than any disk or faster than any memory would be a mistake
         assert!((1e8..1e13).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn the_int8_peak_is_plausible() {
+        for isa in Isa::ALL {
+            match int8_peak(isa, 1) {
+                // less than one operation a microsecond or more than any core would be a mistake
+                Ok(found) => {
+                    println!("{isa}: {:.0} GOPS", found / 1e9);
+                    assert!((1e6..1e14).contains(&found), "{isa}: {found}");
+                }
+                Err(refused) => assert!(refused.to_string().contains("lacks"), "{refused}"),
+            }
+        }
     }
 
     #[test]

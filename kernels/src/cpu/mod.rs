@@ -23,6 +23,7 @@ mod kv;
 mod math;
 mod norm;
 mod packed;
+pub(crate) mod peak;
 mod plan;
 mod quantize;
 mod rope;

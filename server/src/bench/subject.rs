@@ -1,0 +1,138 @@
+//! What is measured: a model folder, or the sizes of a published model with made-up weights.
+//!
+//! Not here: measuring. Input: the words of the command line.
+
+use super::machine;
+use crate::cli::{ShapeFormat, ShapeHead, SubjectArgs};
+use crate::load;
+use anyhow::bail;
+use engine::families::shapes::{self, SHAPES};
+use engine::model::Model;
+use engine::synthetic::{Formats, SyntheticModel};
+use kernels::program::{Op, Program, WeightId};
+use kernels::{StepLimits, WeightSource};
+use quant::{Bits, FloatType, Format};
+
+/// A model to measure.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    /// As it was typed.
+    pub(crate) name: String,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Model(Box<Model>),
+    Synthetic(Box<SyntheticModel>),
+}
+
+impl Subject {
+    /// The model or shape that `args` name.
+    pub(crate) fn open(args: &SubjectArgs) -> anyhow::Result<Self> {
+        let Some(name) = &args.shape else {
+            let name = args.model.as_deref().unwrap_or("demo");
+            let kind = Kind::Model(Box::new(load::open(name)?));
+            return Ok(Self { name: name.to_owned(), kind });
+        };
+        let Some(shape) = shapes::find(name) else {
+            let known: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
+            bail!("no shape is called {name}: take one of {}", known.join(", "));
+        };
+        let formats = Formats { layers: layers(args.format), head: head(args.head) };
+        let model = SyntheticModel::new(shape.spec()?, formats);
+        Ok(Self { name: name.clone(), kind: Kind::Synthetic(Box::new(model)) })
+    }
+
+    /// What it computes.
+    pub(crate) fn program(&self) -> &Program {
+        match &self.kind {
+            Kind::Model(model) => model.program(),
+            Kind::Synthetic(model) => model.program(),
+        }
+    }
+
+    /// Its weights.
+    pub(crate) fn weights(&self) -> Box<dyn WeightSource + '_> {
+        match &self.kind {
+            Kind::Model(model) => Box::new(model.weights()),
+            Kind::Synthetic(model) => Box::new(model.weights()),
+        }
+    }
+
+    /// Elements of all weights; a matrix that is used twice counts once.
+    pub(crate) fn parameters(&self) -> usize {
+        match &self.kind {
+            Kind::Model(model) => {
+                model.program().weights.iter().map(|w| w.shape[0] * w.shape[1]).sum()
+            }
+            Kind::Synthetic(model) => model.parameters(),
+        }
+    }
+
+    /// Formats of the linears: the one of most bytes, and the head's where it is another.
+    pub(crate) fn format(&self) -> String {
+        let program = self.program();
+        let linears: Vec<WeightId> = linears(program).map(|(id, _)| id).collect();
+        let format = |id: &WeightId| program.weights[id.index()].format;
+        let bytes = |format: Format| -> usize {
+            let same = program.weights.iter().filter(|w| w.format == format);
+            same.map(|w| w.format.bytes(w.shape)).sum()
+        };
+        let body = linears.split_last().map_or(&[][..], |(_, body)| body);
+        let main = body.iter().map(format).max_by_key(|&f| bytes(f));
+        match (main, linears.last().map(format)) {
+            (Some(main), Some(head)) if main != head => format!("{main}, head {head}"),
+            (main, head) => main.or(head).map_or_else(String::new, |f| f.to_string()),
+        }
+    }
+
+    /// Refuses what would not fit into the memory that is free now.
+    pub(crate) fn check_memory(&self, limits: &StepLimits) -> anyhow::Result<()> {
+        let Some(free) = machine::available_memory() else { return Ok(()) };
+        let positions = limits.blocks.saturating_mul(limits.block_len);
+        let kv = positions.saturating_mul(2 * self.program().kv_elements_per_token());
+        let weights = self.program().weight_bytes();
+        let needed = weights.saturating_add(kv) as u64;
+        if needed > free {
+            let gb = |bytes: u64| bytes as f64 / 1e9;
+            bail!(
+                "{} needs {:.1} GB for weights and {:.1} GB for keys and values, {:.1} GB are free: \
+                 take a smaller shape, depth or batch",
+                self.name,
+                gb(weights as u64),
+                gb(kv as u64),
+                gb(free)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The weight of each linear with its step's number, in order.
+pub(crate) fn linears(program: &Program) -> impl Iterator<Item = (WeightId, usize)> {
+    program.steps.iter().enumerate().filter_map(|(i, step)| match step.op {
+        Op::Linear { weight, .. } => Some((weight, i)),
+        _ => None,
+    })
+}
+
+fn grouped(bits: Bits, group: usize) -> Format {
+    Format::Grouped { bits, group, act_order: false }
+}
+
+fn layers(format: ShapeFormat) -> Format {
+    match format {
+        ShapeFormat::GptqG128 => grouped(Bits::Four, 128),
+        ShapeFormat::GptqG64 => grouped(Bits::Four, 64),
+        ShapeFormat::GptqG32 => grouped(Bits::Four, 32),
+        ShapeFormat::F16 => Format::Dense(FloatType::F16),
+    }
+}
+
+fn head(head: ShapeHead) -> Option<Format> {
+    match head {
+        ShapeHead::Keep => None,
+        ShapeHead::Int8 => Some(grouped(Bits::Eight, 128)),
+    }
+}
