@@ -15,7 +15,6 @@ use quant::{Dense, FloatType, Format, Grouped, GroupedParts, GroupedShape, Weigh
 pub struct SyntheticModel {
     spec: ModelSpec,
     program: Program,
-    parameters: usize,
 }
 
 /// What the linears of a made-up model are stored as. Groups are an upper bound: a matrix whose
@@ -30,7 +29,7 @@ pub struct Formats {
 
 impl SyntheticModel {
     /// A model of `spec` with an f16 embedding and linears in `formats`; makes no weight yet.
-    pub fn new(mut spec: ModelSpec, formats: Formats) -> Self {
+    pub fn new(spec: ModelSpec, formats: Formats) -> Self {
         let mut layout = Declarations::default();
         let table = [spec.vocab, spec.width];
         let embed = layout.add("embed", table, EMBEDDING);
@@ -42,11 +41,8 @@ impl SyntheticModel {
             None => layout.add("head", table, EMBEDDING),
             Some(format) => layout.add("head", table, format),
         };
-        let of_embedding = if spec.tied_head && head != embed { table[0] * table[1] } else { 0 };
-        let elements: usize = layout.0.iter().map(|w| w.shape[0] * w.shape[1]).sum();
-        spec.tied_head = head == embed;
         let program = lower(&spec, Layout { decls: layout.0, embed, layers, norm, head });
-        Self { spec, program, parameters: elements - of_embedding }
+        Self { spec, program }
     }
 
     /// What the model is.
@@ -57,11 +53,6 @@ impl SyntheticModel {
     /// What it computes.
     pub fn program(&self) -> &Program {
         &self.program
-    }
-
-    /// Elements of all its weights; those of a head made from the embedding count once.
-    pub fn parameters(&self) -> usize {
-        self.parameters
     }
 
     /// Its weights, made one at a time and always the same.
@@ -172,64 +163,58 @@ impl<'a> MadeUp<'a> {
 impl WeightSource for MadeUp<'_> {
     fn load(&mut self, id: WeightId) -> Result<Weight<'_>, Error> {
         let decl = &self.decls[id.index()];
-        let mut random = Random(u64::from(id.0));
+        let [n, k] = decl.shape;
+        // Every row has a seed of its own, so that it is the same whatever else is made.
+        let rows = (0..n as u64).map(|row| Random(u64::from(id.0) << 32 | row));
         let made = match decl.format {
-            Format::Dense(float) => dense(decl, float, &mut random).map(Weight::Dense),
+            Format::Dense(float) => {
+                let factors = n == 1 && !decl.label.ends_with(BIAS);
+                let bytes = rows.flat_map(|row| floats(float, k, factors, row)).collect::<Vec<_>>();
+                Dense::new(&decl.label, float, [n, k], bytes).map(Weight::Dense)
+            }
             Format::Grouped { bits, group, .. } => {
-                let [n, k] = decl.shape;
                 let shape = GroupedShape { n, k, group, bits };
-                Grouped::new(&decl.label, codes(shape, &mut random)).map(Weight::Grouped)
+                Grouped::new(&decl.label, codes(shape, rows)).map(Weight::Grouped)
             }
         };
         made.map_err(|e| Error::Source { label: decl.label.clone(), source: Box::new(e) })
     }
 }
 
-/// Random signs and mantissas under one exponent: magnitudes in 2^-6..2^-5.
-fn dense(
-    decl: &WeightDecl,
-    float: FloatType,
-    random: &mut Random,
-) -> Result<Dense<'static>, quant::Error> {
-    let [n, k] = decl.shape;
+/// `k` floats of random signs and mantissas under one exponent, magnitudes in 2^-6..2^-5; or ones.
+fn floats(float: FloatType, k: usize, ones: bool, mut random: Random) -> Vec<u8> {
     // Sign and mantissa bits to keep, exponent bits to set, the number 1.
     let [keep, exponent, one] = match float {
         FloatType::F32 => [0x807f_ffff, 0x3c80_0000, 0x3f80_0000],
         FloatType::F16 => [0x83ff_83ff, 0x2400_2400, 0x3c00_3c00],
         FloatType::Bf16 => [0x807f_807f, 0x3c80_3c80, 0x3f80_3f80u32],
     };
-    let factors = n == 1 && !decl.label.ends_with(BIAS);
-    let word = |x: u32| if factors { one } else { x & keep | exponent };
-    let len = n * k * float.bytes();
-    let mut bytes = random.bytes(len);
-    for word_bytes in bytes.as_chunks_mut::<4>().0 {
-        *word_bytes = word(u32::from_le_bytes(*word_bytes)).to_le_bytes();
+    let len = k * float.bytes();
+    // Whole words; the last one may hold a 16-bit float too many.
+    let mut bytes = random.bytes(len.next_multiple_of(4));
+    for word in bytes.as_chunks_mut::<4>().0 {
+        let x = u32::from_le_bytes(*word);
+        *word = if ones { one } else { x & keep | exponent }.to_le_bytes();
     }
-    // Half a word is left where the count of 16-bit floats is odd.
-    if len % 4 == 2 {
-        bytes[len - 2..].copy_from_slice(&word(0).to_le_bytes()[..2]);
-    }
-    Dense::new(&decl.label, float, [n, k], bytes)
+    bytes.truncate(len);
+    bytes
 }
 
 /// Random codes around a middle zero point. Scales are exact in f16, as those of most checkpoints.
-fn codes(shape: GroupedShape, random: &mut Random) -> GroupedParts {
+fn codes(shape: GroupedShape, rows: impl Iterator<Item = Random>) -> GroupedParts {
     let GroupedShape { n, k, bits, .. } = shape;
     let levels = f32::from(bits.max_code()) + 1.0;
     // Uniform codes deviate by levels / sqrt(12).
     let base = (-(levels * (k as f32 / 12.0).sqrt()).log2().ceil()).exp2();
-    let groups = n * shape.groups();
-    let scales = random.bytes(groups).into_iter().map(|byte| {
-        let sixty_fourths = f32::from(byte % 64);
-        base * (1.0 + sixty_fourths / 64.0)
-    });
-    GroupedParts {
-        shape,
-        scales: scales.collect(),
-        zeros: vec![bits.max_code() / 2 + 1; groups],
-        codes: random.bytes(n * bits.row_bytes(k)),
-        perm: None,
+    let scale = |byte: u8| base * (1.0 + f32::from(byte % 64) / 64.0);
+    let mut codes = Vec::with_capacity(n * bits.row_bytes(k));
+    let mut scales = Vec::with_capacity(n * shape.groups());
+    for mut row in rows {
+        codes.extend(row.bytes(bits.row_bytes(k)));
+        scales.extend(row.bytes(shape.groups()).into_iter().map(scale));
     }
+    let zeros = vec![bits.max_code() / 2 + 1; scales.len()];
+    GroupedParts { shape, scales, zeros, codes, perm: None }
 }
 
 /// The splitmix64 generator.

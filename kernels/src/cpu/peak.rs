@@ -42,8 +42,9 @@ impl<const M: usize> Kernel for Peak<M> {
         let quads: [[i32; M]; DOTS] = std::array::from_fn(|i| [0x0102_0304 + i as i32; M]);
         let mut totals = [s.splat_i(0); M];
         for _ in 0..self.rounds {
-            // The compiler must take the quads for new ones, or it would multiply only once.
-            let quads = std::hint::black_box(&quads);
+            // The compiler must take the quads for new ones, or it would multiply only once; and as
+            // many as there may be, or it would unroll the loop and run out of registers.
+            let quads: &[[i32; M]] = std::hint::black_box(&quads);
             let mut sums = [s.zero_nibbles(); M];
             for quads in quads {
                 for (sum, &quad) in sums.iter_mut().zip(quads) {

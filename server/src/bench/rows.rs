@@ -117,8 +117,8 @@ pub(crate) static STEPS: Table = Table {
     cells: &[
         left("model", 14, |row| text(row, "model")),
         left("format", 19, |row| text(row, "format")),
-        right("size", 9, |row| figure(row, "weight_bytes", 1e-9, 2, " GB")),
-        right("params", 8, |row| figure(row, "parameters", 1e-9, 2, " B")),
+        right("size", 9, |row| short(row, "weight_bytes", ["GB", "MB"])),
+        right("params", 8, |row| short(row, "parameters", ["B", "M"])),
         left("device", 10, device),
         right("threads", 7, |row| text(row, "threads")),
         left("test", 16, |row| text(row, "test")),
@@ -248,6 +248,15 @@ fn text(row: &Row, key: &str) -> String {
 fn figure(row: &Row, key: &str, scale: f64, decimals: usize, unit: &str) -> String {
     let value = row.get(key).and_then(Value::as_f64);
     value.map_or("-".to_owned(), |value| format!("{:.decimals$}{unit}", value * scale))
+}
+
+/// A count in billions or millions.
+fn short(row: &Row, key: &str, [billions, millions]: [&str; 2]) -> String {
+    match row.get(key).and_then(Value::as_f64) {
+        Some(count) if count >= 1e9 => format!("{:.2} {billions}", count / 1e9),
+        Some(count) => format!("{:.1} {millions}", count / 1e6),
+        None => "-".to_owned(),
+    }
 }
 
 fn device(row: &Row) -> String {

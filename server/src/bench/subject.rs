@@ -60,14 +60,19 @@ impl Subject {
         }
     }
 
-    /// Elements of all weights; a matrix that is used twice counts once.
+    /// Elements of all weights; a head made from the embedding's matrix counts with it.
     pub(crate) fn parameters(&self) -> usize {
-        match &self.kind {
-            Kind::Model(model) => {
-                model.program().weights.iter().map(|w| w.shape[0] * w.shape[1]).sum()
-            }
-            Kind::Synthetic(model) => model.parameters(),
-        }
+        let (spec, program) = match &self.kind {
+            Kind::Model(model) => (model.spec(), model.program()),
+            Kind::Synthetic(model) => (model.spec(), model.program()),
+        };
+        let all: usize = program.weights.iter().map(|w| w.shape[0] * w.shape[1]).sum();
+        let embedded = |id: WeightId| {
+            program.steps.iter().any(|s| matches!(s.op, Op::Embed { table, .. } if table == id))
+        };
+        let head = linears(program).last().map(|(id, _)| id);
+        let twice = spec.tied_head && head.is_some_and(|id| !embedded(id));
+        all - if twice { spec.vocab * spec.width } else { 0 }
     }
 
     /// Formats of the linears: the one of most bytes, and the head's where it is another.
@@ -134,5 +139,60 @@ fn head(head: ShapeHead) -> Option<Format> {
     match head {
         ShapeHead::Keep => None,
         ShapeHead::Int8 => Some(grouped(Bits::Eight, 128)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(name: &str, head: ShapeHead) -> Subject {
+        let (shape, format) = (Some(name.to_owned()), ShapeFormat::GptqG128);
+        Subject::open(&SubjectArgs { model: None, shape, format, head }).unwrap()
+    }
+
+    #[test]
+    fn parameters_are_those_that_publishers_count() {
+        for head in [ShapeHead::Keep, ShapeHead::Int8] {
+            assert_eq!(shape("tinyllama-1.1b", head).parameters(), 1_100_048_384);
+            assert_eq!(shape("llama-3.2-1b", head).parameters(), 1_235_814_400, "a tied head");
+        }
+    }
+
+    #[test]
+    fn formats_name_the_head_where_it_differs() {
+        assert_eq!(shape("qwen2.5-0.5b", ShapeHead::Int8).format(), "w4g128, head w8g128");
+        assert_eq!(shape("qwen2.5-0.5b", ShapeHead::Keep).format(), "w4g128, head f16");
+        let demo = SubjectArgs {
+            model: None,
+            shape: None,
+            format: ShapeFormat::GptqG128,
+            head: ShapeHead::Int8,
+        };
+        assert!(Subject::open(&demo).unwrap().format().starts_with("w4g128"));
+    }
+
+    #[test]
+    fn what_cannot_fit_is_refused_before_it_is_made() {
+        if machine::available_memory().is_none() {
+            println!("skipped: this system does not tell its free memory");
+            return;
+        }
+        let limits = StepLimits {
+            tokens: 1,
+            sequences: 1,
+            outputs: 1,
+            blocks: 1 << 30,
+            block_len: 1 << 10,
+            trace: false,
+        };
+        let refused = shape("tinyllama-1.1b", ShapeHead::Keep).check_memory(&limits);
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("keys and values"), "{refused}");
+        assert!(
+            shape("smollm2-135m", ShapeHead::Keep)
+                .check_memory(&StepLimits { blocks: 1, ..limits })
+                .is_ok()
+        );
     }
 }

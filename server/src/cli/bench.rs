@@ -64,8 +64,8 @@ pub struct KernelsArgs {
 pub struct SubjectArgs {
     /// Model folder, `demo` or `demo-draft`; default `demo`
     pub model: Option<String>,
+    // A published model's sizes with made-up weights.
     #[arg(long, value_name = "NAME", conflicts_with = "model", help = shape_help())]
-    /// A published model's sizes with made-up weights
     pub shape: Option<String>,
     /// Format of the linears of a shape
     #[arg(long, value_enum, default_value_t = ShapeFormat::GptqG128, requires = "shape")]
@@ -87,7 +87,7 @@ fn shape_help() -> String {
 #[derive(Debug, Args)]
 pub struct MeasuringArgs {
     /// Thread counts of the cpu device, comma separated; default: all cores, even for small models
-    #[arg(short, long, value_delimiter = ',')]
+    #[arg(short, long, value_delimiter = ',', value_parser = rows)]
     pub threads: Vec<usize>,
     /// Instruction set of the cpu device; default: the best this machine has
     #[arg(long, value_enum)]
@@ -143,7 +143,7 @@ pub enum OutputFormat {
 
 /// Positions that a test may ask for: far beyond any context, yet no overflow.
 const MOST_TOKENS: usize = 1 << 20;
-/// Sequences or rows of a step.
+/// Sequences or rows of a step, or threads.
 const MOST_ROWS: usize = 1 << 10;
 
 fn within(text: &str, least: usize, most: usize) -> Result<usize, String> {
