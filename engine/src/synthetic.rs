@@ -153,8 +153,7 @@ pub struct MadeUp<'a> {
 }
 
 impl<'a> MadeUp<'a> {
-    /// Weights as `decls` declares them; a weight's values follow from its place and size alone.
-    /// Column orders are left alone: what is declared with act-order comes without.
+    /// Weights as `decls` declares them; a row's values follow from its place and width alone.
     pub fn new(decls: &'a [WeightDecl]) -> Self {
         Self { decls }
     }
@@ -172,9 +171,11 @@ impl WeightSource for MadeUp<'_> {
                 let bytes = rows.flat_map(|row| floats(float, k, factors, row)).collect::<Vec<_>>();
                 Dense::new(&decl.label, float, [n, k], bytes).map(Weight::Dense)
             }
-            Format::Grouped { bits, group, .. } => {
+            Format::Grouped { bits, group, act_order } => {
                 let shape = GroupedShape { n, k, group, bits };
-                Grouped::new(&decl.label, codes(shape, rows)).map(Weight::Grouped)
+                let perm = act_order.then(|| shuffled(k, Random(u64::from(id.0))));
+                let parts = GroupedParts { perm, ..codes(shape, rows) };
+                Grouped::new(&decl.label, parts).map(Weight::Grouped)
             }
         };
         made.map_err(|e| Error::Source { label: decl.label.clone(), source: Box::new(e) })
@@ -215,6 +216,15 @@ fn codes(shape: GroupedShape, rows: impl Iterator<Item = Random>) -> GroupedPart
     }
     let zeros = vec![bits.max_code() / 2 + 1; scales.len()];
     GroupedParts { shape, scales, zeros, codes, perm: None }
+}
+
+/// The numbers below `len` in a random order.
+fn shuffled(len: usize, mut random: Random) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..len as u32).collect();
+    for i in (1..len).rev() {
+        order.swap(i, (random.next() % (i as u64 + 1)) as usize);
+    }
+    order
 }
 
 /// The splitmix64 generator.

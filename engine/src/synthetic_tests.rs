@@ -104,3 +104,16 @@ fn linears_are_copies_of_one_shape() {
     let table = EMBEDDING.bytes([1, 64]);
     assert_eq!(program.bytes_per_token(), 3 * w4(32).bytes([48, 64]) + table);
 }
+
+#[test]
+fn act_order_is_made_where_it_is_declared() {
+    for act_order in [false, true] {
+        let format = Format::Grouped { bits: Bits::Four, group: 32, act_order };
+        let decls = [WeightDecl { label: "w".to_owned(), shape: [2, 64], format }];
+        let Weight::Grouped(made) = MadeUp::new(&decls).load(WeightId(0)).unwrap().clone() else {
+            panic!("declared grouped");
+        };
+        assert_eq!(made.perm().is_some(), act_order);
+        assert!(made.codes()[..32] != made.codes()[32..], "rows differ");
+    }
+}

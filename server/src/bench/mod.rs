@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! threads > depth > prefill tests, decode tests, verify tests: one row each, written at once
-//! test    bandwidth and peak, warm-up, repetitions while nobody else works, bandwidth and peak
+//! test    bandwidth and peak, warm-up, repetitions that nobody disturbed, bandwidth and peak
 //! ```
 //! Sizes come from a model folder or from a table ([`subject`]); weights are then made up. Not
 //! here: linears alone ([`kernels`]), speed beside other programs.
@@ -245,8 +245,8 @@ fn measure(
     place: Place<'_>,
     session: &mut Session,
 ) -> anyhow::Result<Measured> {
-    test.once(session)?;
     let before = place.ceilings()?;
+    test.once(session)?;
     let most = args.measuring.max_foreign / 100.0;
     let kept = stats::repeat(args.repetitions, most, || {
         let (value, foreign) = machine::listen(|| test.once(session));
@@ -268,7 +268,8 @@ impl Measured {
         };
         let samples: Vec<f64> = seconds(i).collect();
         let (name, phase, tokens) = test.name(i);
-        let rates: Vec<f64> = samples.iter().map(|s| (tokens * test.batch) as f64 / s).collect();
+        let all_tokens = (tokens * test.batch) as f64;
+        let rates: Vec<f64> = samples.iter().map(|seconds| all_tokens / seconds).collect();
         let (time, rate) = (Spread::of(&samples).median, Spread::of(&rates));
         let work = self.kept.values.first().map_or_else(Default::default, |times| times[i].work);
         let ratios: Vec<f64> = seconds(i).zip(seconds(0)).map(|(many, one)| many / one).collect();
@@ -287,7 +288,7 @@ impl Measured {
             loud: self.kept.loud,
             foreign_cpu: self.kept.foreign,
             seconds: time,
-            tokens_per_second: rate.median,
+            tokens_per_second: all_tokens / time,
             tokens_per_second_min: rate.min,
             tokens_per_second_max: rate.max,
             tokens_per_second_stddev: rate.deviation,

@@ -73,7 +73,7 @@ fn rows_have_the_columns_of_their_tables() {
     near("verify_cost_min", 1.5);
     near("verify_cost_max", 3.0);
     let cells: Vec<String> = STEPS.cells.iter().map(|cell| (cell.text)(&row)).collect();
-    let shown = ["tinyllama-1.1b", "762.9 MB", "1.10 B", "verify4 @ d7", "2.00", "25 %, 2 dropped"];
+    let shown = ["tinyllama-1.1b", "697.4 MB", "1.10 B", "verify4 @ d7", "2.00", "25 %, 2 dropped"];
     assert!(shown.iter().all(|text| cells.contains(&(*text).to_owned())), "{cells:?}");
 }
 

@@ -132,9 +132,10 @@ pub(crate) static STEPS: Table = Table {
     ],
     legend: "tok/s: median ± standard deviation (least-most). GB/s: weights once a step and the \
              keys and values seen, without activations; % read: of the read bandwidth measured \
-             around the test. TOPS: two for each weight of a linear and row; % int8: of the peak \
-             of the instruction set's int8 dots. cost: T(M) / T(1). others: processor time other \
-             processes used, and repetitions dropped for it; LOUD: none was quiet.",
+             around the test, above 100 where caches hold the model. TOPS: two for each weight of \
+             a linear and row; % int8: of the peak of the instruction set's int8 dots. cost: \
+             T(M) / T(1). others: processor time other processes used, and repetitions dropped \
+             for it; LOUD: none was quiet.",
 };
 
 /// A linear alone. Times are the least of all rounds.

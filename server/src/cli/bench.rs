@@ -64,7 +64,7 @@ pub struct KernelsArgs {
 pub struct SubjectArgs {
     /// Model folder, `demo` or `demo-draft`; default `demo`
     pub model: Option<String>,
-    // A published model's sizes with made-up weights.
+    /// A published model's sizes with made-up weights.
     #[arg(long, value_name = "NAME", conflicts_with = "model", help = shape_help())]
     pub shape: Option<String>,
     /// Format of the linears of a shape
