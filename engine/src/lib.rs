@@ -26,6 +26,7 @@ pub mod scheduler;
 pub mod sequence;
 pub mod spec;
 pub mod stream;
+pub mod synthetic;
 pub mod tokenizer;
 pub mod weights;
 

@@ -1,8 +1,13 @@
-//! What this machine offers: its processor's instruction sets and its memory bandwidth, measured.
+//! What this machine offers: its processor's instruction sets, and its memory bandwidth and
+//! arithmetic, measured.
 //!
 //! Not here: choosing ([`crate::cpu`]). Decode speed is bounded by bytes per token over
-//! [`read_bandwidth`].
+//! [`read_bandwidth`], prefill speed by operations per token over [`int8_peak`].
 
+use crate::Error;
+use crate::cpu::isa::Machine;
+use crate::cpu::peak::{Peak, Read};
+use crate::cpu::simd::LANES;
 use crate::cpu::{Isa, available_threads};
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -46,58 +51,79 @@ fn cpu(isa: Isa) -> Device {
 
 /// Bytes of the buffer that is read: far beyond any cache.
 const BUFFER: usize = 256 << 20;
-/// Streams a thread reads side by side; one alone does not fill the memory's queues.
-const STREAMS: usize = 4;
-/// Passes; the best counts, since other programs can only slow one down.
-const PASSES: usize = 5;
+/// Passes over it; the best counts, since other programs can only slow one down.
+const READS: usize = 5;
 
-/// Bytes per second that `threads` threads read from memory together, measured now in a fraction
-/// of a second.
+/// Bytes per second that `threads` threads read from memory together with the widest loads this
+/// processor has, measured now in a fraction of a second.
 pub fn read_bandwidth(threads: usize) -> f64 {
     let threads = threads.max(1);
-    let part = BUFFER / 8 / threads;
+    let machine = Isa::best().detect().unwrap_or(Machine::Scalar);
+    let vectors = BUFFER / size_of::<[f32; LANES]>() / threads;
+    let reader = || {
+        // Not zero: untouched zero pages would all be one page.
+        let part = vec![[1.0f32; LANES]; vectors];
+        move || {
+            black_box(machine.run(Read(&part)));
+        }
+    };
+    (vectors * size_of::<[f32; LANES]>() * threads) as f64 / least_time(threads, READS, reader)
+}
+
+/// Rounds of the arithmetic loop in a pass: less than a millisecond, which other programs often
+/// leave undisturbed.
+const ROUNDS: usize = 20_000;
+/// Passes of it.
+const PASSES: usize = 50;
+
+/// Operations per second (a multiplication and an addition are two) that `threads` threads do
+/// together on int8 activations and 4-bit codes with the dots of `isa`, measured now in a fraction
+/// of a second.
+///
+/// # Errors
+/// [`Error::Device`] naming the features the processor lacks.
+pub fn int8_peak(isa: Isa, threads: usize) -> Result<f64, Error> {
+    // Six sums fill sixteen registers where a line takes two, twelve hide the latency where it
+    // takes one.
+    Ok(peak_with::<6>(isa, threads)?.max(peak_with::<12>(isa, threads)?))
+}
+
+fn peak_with<const M: usize>(isa: Isa, threads: usize) -> Result<f64, Error> {
+    let (machine, threads) = (isa.detect()?, threads.max(1));
+    let rounds = if isa == Isa::Scalar { ROUNDS / 20 } else { ROUNDS };
+    let peak = Peak::<M> { rounds };
+    let worker = || {
+        move || {
+            black_box(machine.run(peak));
+        }
+    };
+    Ok((peak.ops() * threads) as f64 / least_time(threads, PASSES, worker))
+}
+
+/// Least seconds from the first start to the last end over some passes of work that `threads`
+/// threads do together; each thread prepares its own by `prepare`.
+fn least_time<W: FnMut()>(threads: usize, passes: usize, prepare: impl Fn() -> W + Sync) -> f64 {
     let start = Barrier::new(threads);
     let times = std::thread::scope(|scope| {
-        let reader = || {
-            // Not zero: untouched zero pages would all be one page.
-            let words = vec![1u64; part];
-            let mut passes = [(Instant::now(), 0.0); PASSES];
-            for pass in &mut passes {
+        let member = || {
+            let mut work = prepare();
+            let mut one = || {
                 start.wait();
-                pass.0 = Instant::now();
-                black_box(sum(&words));
-                pass.1 = pass.0.elapsed().as_secs_f64();
-            }
-            passes
+                let begin = Instant::now();
+                work();
+                (begin, Instant::now())
+            };
+            (0..passes).map(|_| one()).collect::<Vec<_>>()
         };
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(reader)).collect();
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(member)).collect();
         handles.into_iter().filter_map(|handle| handle.join().ok()).collect::<Vec<_>>()
     });
     let pass = |i: usize| {
         let begin = times.iter().map(|passes| passes[i].0).min();
-        let ends = times.iter().map(|passes| passes[i]);
-        let end = |(at, seconds): (Instant, f64)| {
-            begin.map_or(0.0, |begin| (at - begin).as_secs_f64()) + seconds
-        };
-        ends.map(end).fold(0.0, f64::max)
+        let end = times.iter().map(|passes| passes[i].1).max();
+        begin.zip(end).map_or(f64::INFINITY, |(begin, end)| (end - begin).as_secs_f64())
     };
-    let best = (0..PASSES).map(pass).fold(f64::INFINITY, f64::min);
-    (part * threads * 8) as f64 / best
-}
-
-/// Sum of all words, read as [`STREAMS`] streams at once.
-fn sum(words: &[u64]) -> u64 {
-    let stream = words.len() / STREAMS;
-    let mut sums = [[0u64; 8]; STREAMS];
-    for i in (0..stream / 8 * 8).step_by(8) {
-        for (s, sums) in sums.iter_mut().enumerate() {
-            let line = &words[s * stream + i..][..8];
-            for (sum, word) in sums.iter_mut().zip(line) {
-                *sum = sum.wrapping_add(*word);
-            }
-        }
-    }
-    sums.iter().flatten().fold(0, |a, b| a.wrapping_add(*b))
+    (0..passes).map(pass).fold(f64::INFINITY, f64::min)
 }
 
 #[cfg(test)]
@@ -109,6 +135,20 @@ mod tests {
         let found = read_bandwidth(1);
         // slower than any disk or faster than any memory would be a mistake
         assert!((1e8..1e13).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn the_int8_peak_is_plausible() {
+        for isa in Isa::ALL {
+            match int8_peak(isa, 1) {
+                // less than one operation a microsecond or more than any core would be a mistake
+                Ok(found) => {
+                    println!("{isa}: {:.0} GOPS", found / 1e9);
+                    assert!((1e6..1e14).contains(&found), "{isa}: {found}");
+                }
+                Err(refused) => assert!(refused.to_string().contains("lacks"), "{refused}"),
+            }
+        }
     }
 
     #[test]

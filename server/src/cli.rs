@@ -1,5 +1,11 @@
 //! What can be typed: commands, arguments and their help. No behaviour.
 
+mod bench;
+
+pub use bench::{
+    BenchArgs, BenchPart, KernelsArgs, MeasuringArgs, OutputFormat, ShapeFormat, SubjectArgs,
+};
+
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -21,6 +27,8 @@ pub enum Command {
     Logits(LogitsArgs),
     /// Show what a model is: architecture, formats, bytes, memory, kernels
     Inspect(InspectArgs),
+    /// Measure prefill, decode and verification of a model, or of made-up weights of its sizes
+    Bench(BenchArgs),
     /// Show what this machine offers, with its read bandwidth measured now
     Devices(DevicesArgs),
     /// Print a completion script for a shell

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 /// Runs the command.
 pub(crate) fn run(args: &InspectArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let cpu = device(DeviceName::Cpu, Some(args.head));
-    let model = load::open(&args.model, load::head(&cpu, args.head))?;
+    let model = load::open(&args.model, load::head(args.head, DeviceName::Cpu))?;
     let backends = [cpu, device(DeviceName::Reference, None)];
     let backends = backends.iter().map(load::backend).collect::<anyhow::Result<Vec<_>>>()?;
     if args.json {

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 pub mod cli;
 mod demo;
 mod devices;
@@ -50,6 +51,7 @@ fn dispatch(command: &cli::Command, io: &mut Io<'_>) -> anyhow::Result<()> {
         cli::Command::Run(args) => run::run(args, io),
         cli::Command::Logits(args) => logits::run(args, io),
         cli::Command::Inspect(args) => inspect::run(args, io),
+        cli::Command::Bench(args) => bench::run(args, io),
         cli::Command::Devices(args) => devices::run(args, io),
         cli::Command::Completions(args) => {
             clap_complete::generate(args.shell, &mut cli::command(), "foretoken", io.out);

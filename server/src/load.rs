@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, bail};
 use engine::files::ModelFiles;
 use engine::model::{Head, Model, ModelOptions};
 use kernels::cpu::{CpuBackend, CpuOptions, Isa, available_threads};
-use kernels::program::WeightId;
+use kernels::program::{Program, WeightId};
 use kernels::reference::ReferenceBackend;
 use kernels::{Backend, Runner, StepLimits, WeightSource};
 use quant::Weight;
@@ -43,9 +43,9 @@ pub(crate) fn open(name: &str, head: Head) -> anyhow::Result<Model> {
     Ok(Model::open_with(find(name)?, &ModelOptions { head })?)
 }
 
-/// The format of the head that `args` ask for, `default` where they say nothing.
-pub(crate) fn head(args: &DeviceArgs, default: HeadName) -> Head {
-    match (args.head.unwrap_or(default), args.device) {
+/// The format of the head that is asked for on a device.
+pub(crate) fn head(choice: HeadName, device: DeviceName) -> Head {
+    match (choice, device) {
         (HeadName::Keep, _) | (HeadName::Auto, DeviceName::Reference) => Head::Keep,
         (HeadName::Auto, DeviceName::Cpu) => Head::Auto,
         (HeadName::Int8, _) => Head::Int8,
@@ -65,13 +65,18 @@ pub(crate) fn backend(args: &DeviceArgs) -> anyhow::Result<Box<dyn Backend>> {
             if args.threads == Some(0) {
                 bail!("--threads is 0: give at least one");
             }
-            let isa = args.cpu_isa.map(|isa| match isa {
-                IsaName::Scalar => Isa::Scalar,
-                IsaName::Avx2 => Isa::Avx2,
-                IsaName::Avx512 => Isa::Avx512,
-            });
+            let isa = args.cpu_isa.map(isa);
             Ok(Box::new(CpuBackend::new(&CpuOptions { threads: args.threads, isa })?))
         }
+    }
+}
+
+/// The instruction set called `name`.
+pub(crate) fn isa(name: IsaName) -> Isa {
+    match name {
+        IsaName::Scalar => Isa::Scalar,
+        IsaName::Avx2 => Isa::Avx2,
+        IsaName::Avx512 => Isa::Avx512,
     }
 }
 
@@ -91,16 +96,25 @@ pub(crate) fn build(
     limits: &StepLimits,
     io: &Io<'_>,
 ) -> anyhow::Result<Box<dyn Runner>> {
-    let program = model.program();
-    let mut weights = model.weights();
+    build_program(model.program(), &mut model.weights(), backend, limits, io)
+}
+
+/// The same for any program and its weights.
+pub(crate) fn build_program(
+    program: &Program,
+    weights: &mut dyn WeightSource,
+    backend: &dyn Backend,
+    limits: &StepLimits,
+    io: &Io<'_>,
+) -> anyhow::Result<Box<dyn Runner>> {
     if !io.err_is_terminal || program.weight_bytes() < BAR_BYTES {
-        return Ok(backend.build(program, &mut weights, limits)?);
+        return Ok(backend.build(program, weights, limits)?);
     }
     let bar = indicatif::ProgressBar::new(program.weights.len() as u64).with_message("loading");
     bar.set_style(indicatif::ProgressStyle::with_template(
         "{msg} {wide_bar} {pos}/{len} tensors, {eta} left",
     )?);
-    let mut counted = Counted { inner: &mut weights, bar: &bar };
+    let mut counted = Counted { inner: weights, bar: &bar };
     let runner = backend.build(program, &mut counted, limits)?;
     bar.finish_and_clear();
     Ok(runner)

@@ -11,7 +11,10 @@ use safetensors::tensor::{Dtype, TensorView};
 /// Runs the command.
 pub(crate) fn run(args: &LogitsArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     // These logits are for comparing with other programs, so nothing is rounded unasked.
-    let model = load::open(&args.model, load::head(&args.device, HeadName::Keep))?;
+    let model = load::open(
+        &args.model,
+        load::head(args.device.head.unwrap_or(HeadName::Keep), args.device.device),
+    )?;
     let ids: Vec<TokenId> = args.ids.iter().map(|&id| TokenId(id)).collect();
     forward::check(&ids, model.spec().vocab, model.spec().context_len)?;
     let limits = forward::limits(ids.len(), STEP_TOKENS);

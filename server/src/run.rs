@@ -22,7 +22,10 @@ use std::time::Instant;
 pub(crate) fn run(args: &RunArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let start = Instant::now();
     let (name, prompt) = split_arguments(&args.model_and_prompt)?;
-    let model = load::open(name, load::head(&args.device, HeadName::Auto))?;
+    let model = load::open(
+        name,
+        load::head(args.device.head.unwrap_or(HeadName::Auto), args.device.device),
+    )?;
     let tokenizer = tokenizer(&model, args)?;
     let prompt = prompt_tokens(args, prompt, &model, tokenizer.as_ref(), io)?;
     let request = request(args, prompt, &model)?;

@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "tests print what they measured beside what is allowed")]
 
+mod bench;
 mod cli;
 mod demo;
 mod golden;

@@ -9,6 +9,7 @@ mod llama;
 mod mistral;
 mod qwen;
 mod rope;
+pub mod shapes;
 
 use crate::Error;
 use crate::config::Reader;

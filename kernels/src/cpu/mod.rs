@@ -20,11 +20,12 @@ mod dense;
 mod exec;
 mod gate;
 mod grouped;
-mod isa;
+pub(crate) mod isa;
 mod kv;
 mod math;
 mod norm;
 mod packed;
+pub(crate) mod peak;
 mod plan;
 mod quantize;
 mod rope;
@@ -32,7 +33,7 @@ mod runner;
 mod scalar;
 #[allow(unsafe_code)]
 mod share;
-mod simd;
+pub(crate) mod simd;
 mod softmax;
 mod store;
 #[allow(unsafe_code)]
