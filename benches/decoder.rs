@@ -49,7 +49,7 @@ impl Decoder {
             trace: false,
         };
         let program = Builder::default().decoder();
-        let runner = backend.build(&program, &mut Random(program.clone()), &limits).ok()?;
+        let runner = backend.build(&program, &Random(program.clone()), &limits).ok()?;
         Some(Self { runner, output: StepOutput::default(), program })
     }
 

@@ -10,6 +10,7 @@ use kernels::program::WeightId;
 use kernels::reference::ReferenceBackend;
 use kernels::{Backend, Runner, StepLimits, WeightSource};
 use quant::Weight;
+use std::ops::Range;
 use std::path::Path;
 
 /// Marks a failure that is not the caller's mistake: the exit code is 1, not 2.
@@ -83,30 +84,34 @@ pub(crate) fn build(
     io: &Io<'_>,
 ) -> anyhow::Result<Box<dyn Runner>> {
     let program = model.program();
-    let mut weights = model.weights();
+    let weights = model.weights();
     if !io.err_is_terminal || program.weight_bytes() < BAR_BYTES {
-        return Ok(backend.build(program, &mut weights, limits)?);
+        return Ok(backend.build(program, &weights, limits)?);
     }
     let bar = indicatif::ProgressBar::new(program.weights.len() as u64).with_message("loading");
     bar.set_style(indicatif::ProgressStyle::with_template(
         "{msg} {wide_bar} {pos}/{len} tensors, {eta} left",
     )?);
-    let mut counted = Counted { inner: &mut weights, bar: &bar };
-    let runner = backend.build(program, &mut counted, limits)?;
+    let counted = Counted { inner: &weights, bar: &bar };
+    let runner = backend.build(program, &counted, limits)?;
     bar.finish_and_clear();
     Ok(runner)
 }
 
 /// A weight source that moves a progress bar.
 struct Counted<'a> {
-    inner: &'a mut dyn WeightSource,
+    inner: &'a dyn WeightSource,
     bar: &'a indicatif::ProgressBar,
 }
 
 impl WeightSource for Counted<'_> {
-    fn load(&mut self, id: WeightId) -> Result<Weight<'_>, kernels::Error> {
+    fn load(&self, id: WeightId, rows: Range<usize>) -> Result<Weight<'_>, kernels::Error> {
+        self.inner.load(id, rows)
+    }
+
+    fn release(&self, id: WeightId) {
         self.bar.inc(1);
-        self.inner.load(id)
+        self.inner.release(id);
     }
 }
 
