@@ -43,7 +43,7 @@ impl Attention {
             trace: false,
         };
         let program = program(kv_heads);
-        let runner = backend.build(&program, &mut Random(program.clone()), &limits).ok()?;
+        let runner = backend.build(&program, &Random(program.clone()), &limits).ok()?;
         let mut attention = Self { runner, output: StepOutput::default(), kv_heads };
         for end in (limits.tokens..=limits.blocks * BLOCK).step_by(limits.tokens) {
             attention.step(end, limits.tokens);

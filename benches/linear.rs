@@ -11,6 +11,7 @@ use kernels::{
     Backend, BlockTables, Error, Runner, StepInput, StepLimits, StepOutput, WeightSource,
 };
 use quant::{Bits, Dense, FloatType, Format, Grouped, GroupedParts, GroupedShape, Weight};
+use std::ops::Range;
 
 /// Bytes that all weights together exceed.
 const BEYOND_CACHES: usize = 96 << 20;
@@ -60,7 +61,7 @@ impl Linears {
             trace: false,
         };
         let program = program(setup, copies);
-        let runner = backend.build(&program, &mut Random(program.clone()), &limits).ok()?;
+        let runner = backend.build(&program, &Random(program.clone()), &limits).ok()?;
         Some(Self { runner, output: StepOutput::default(), copies, setup })
     }
 
@@ -127,9 +128,9 @@ fn program(setup: Setup, copies: usize) -> Program {
 pub struct Random(pub Program);
 
 impl WeightSource for Random {
-    fn load(&mut self, id: WeightId) -> Result<Weight<'_>, Error> {
+    fn load(&self, id: WeightId, rows: Range<usize>) -> Result<Weight<'_>, Error> {
         let decl = &self.0.weights[id.index()];
-        let [n, k] = decl.shape;
+        let [n, k] = [rows.len(), decl.shape[1]];
         let made = match decl.format {
             Format::Dense(float) => {
                 let bytes: Vec<u8> =

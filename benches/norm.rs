@@ -61,7 +61,7 @@ fn runner(width: usize) -> Box<dyn Runner> {
     };
     let program = program(width);
     let backend = CpuBackend::new(&CpuOptions::default()).expect("this machine's processor");
-    backend.build(&program, &mut Random(program.clone()), &limits).expect("a program of norms")
+    backend.build(&program, &Random(program.clone()), &limits).expect("a program of norms")
 }
 
 fn step(runner: &mut dyn Runner, rows: &[u32], output: &mut StepOutput) {

@@ -36,7 +36,7 @@ fn open(name: &str) -> Model {
 fn build(model: &Model, limits: &StepLimits) -> Box<dyn Runner> {
     let options = CpuOptions { threads: Some(1), isa: None };
     let backend = CpuBackend::new(&options).expect("this machine's processor");
-    backend.build(model.program(), &mut model.weights(), limits).expect("a demo model's runner")
+    backend.build(model.program(), &model.weights(), limits).expect("a demo model's runner")
 }
 
 /// Bytes that a token at [`DEPTH`] must read: weights, and the KV cache's f16.

@@ -18,9 +18,10 @@ fn open_with(dir: &Path, head: Head) -> Result<Model, Error> {
 
 /// Loads every weight and checks it against its declaration.
 fn load_all(model: &Model) {
-    let mut weights = model.weights();
+    let weights = model.weights();
     for (i, decl) in model.program().weights.iter().enumerate() {
-        let weight = weights.load(WeightId(i as u32)).unwrap_or_else(|e| panic!("{e:?}"));
+        let weight = weights.load(WeightId(i as u32), 0..decl.shape[0]);
+        let weight = weight.unwrap_or_else(|e| panic!("{e:?}"));
         assert_eq!(weight.shape(), decl.shape, "{}", decl.label);
         assert_eq!(weight.format(), decl.format, "{}", decl.label);
     }

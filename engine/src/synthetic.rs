@@ -9,6 +9,7 @@ use crate::spec::{LayerSpec, ModelSpec};
 use kernels::program::{Op, Program, Rows, SlotDecl, SlotId, SlotView, Step, WeightDecl, WeightId};
 use kernels::{Error, WeightSource};
 use quant::{Dense, FloatType, Format, Grouped, GroupedParts, GroupedShape, Weight};
+use std::ops::Range;
 
 /// A model without a checkpoint.
 #[derive(Debug)]
@@ -160,14 +161,14 @@ impl<'a> MadeUp<'a> {
 }
 
 impl WeightSource for MadeUp<'_> {
-    fn load(&mut self, id: WeightId) -> Result<Weight<'_>, Error> {
+    fn load(&self, id: WeightId, rows: Range<usize>) -> Result<Weight<'_>, Error> {
         let decl = &self.decls[id.index()];
-        let [n, k] = decl.shape;
+        let [n, k] = [rows.len(), decl.shape[1]];
         // Every row has a seed of its own, so that it is the same whatever else is made.
-        let rows = (0..n as u64).map(|row| Random(u64::from(id.0) << 32 | row));
+        let rows = rows.map(|row| Random(u64::from(id.0) << 32 | row as u64));
         let made = match decl.format {
             Format::Dense(float) => {
-                let factors = n == 1 && !decl.label.ends_with(BIAS);
+                let factors = decl.shape[0] == 1 && !decl.label.ends_with(BIAS);
                 let bytes = rows.flat_map(|row| floats(float, k, factors, row)).collect::<Vec<_>>();
                 Dense::new(&decl.label, float, [n, k], bytes).map(Weight::Dense)
             }

@@ -68,7 +68,7 @@ fn made_up_models_run_and_stay_finite() {
         let model = SyntheticModel::new(spec.clone(), Formats { layers, head: None });
         let limits = forward::limits(4, 4);
         let build = |model: &SyntheticModel| {
-            ReferenceBackend.build(model.program(), &mut model.weights(), &limits).unwrap()
+            ReferenceBackend.build(model.program(), &model.weights(), &limits).unwrap()
         };
         let ids = [3, 1, 4, 1].map(TokenId);
         let logits = forward::logits(build(&model).as_mut(), &limits, &ids).unwrap();
@@ -85,8 +85,9 @@ fn every_float_type_is_of_the_promised_size() {
         let format = Format::Dense(float);
         let decl = |label: &str, shape| WeightDecl { label: label.to_owned(), shape, format };
         let decls = [decl("w", [3, 5]), decl("a.norm", [1, 7]), decl("a.bias", [1, 7])];
-        let mut source = MadeUp::new(&decls);
-        let mut values = |i| match source.load(WeightId(i)).unwrap() {
+        let source = MadeUp::new(&decls);
+        let values = |i: usize| match source.load(WeightId(i as u32), 0..decls[i].shape[0]).unwrap()
+        {
             Weight::Dense(dense) => dense.to_f32(),
             Weight::Grouped(_) => panic!("declared dense"),
         };
@@ -110,7 +111,8 @@ fn act_order_is_made_where_it_is_declared() {
     for act_order in [false, true] {
         let format = Format::Grouped { bits: Bits::Four, group: 32, act_order };
         let decls = [WeightDecl { label: "w".to_owned(), shape: [2, 64], format }];
-        let Weight::Grouped(made) = MadeUp::new(&decls).load(WeightId(0)).unwrap().clone() else {
+        let Weight::Grouped(made) = MadeUp::new(&decls).load(WeightId(0), 0..2).unwrap().clone()
+        else {
             panic!("declared grouped");
         };
         assert_eq!(made.perm().is_some(), act_order);

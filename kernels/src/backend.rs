@@ -7,6 +7,7 @@
 use crate::program::{BlockId, SlotId, TokenId, WeightId};
 use crate::{Error, Program};
 use quant::Weight;
+use std::ops::Range;
 
 /// Upper bounds a runner is built for; all memory is taken at build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,13 +26,18 @@ pub struct StepLimits {
     pub trace: bool,
 }
 
-/// Delivers weights to a backend, one at a time.
-pub trait WeightSource {
-    /// The weight of declaration `id`, in the declared shape and format.
+/// Delivers weights to a backend: one after another, parts of one to several threads at once.
+pub trait WeightSource: Sync {
+    /// Rows `rows` of declaration `id`: not empty, inside its n, in the declared format.
     ///
     /// # Errors
     /// [`Error::Source`] with what is wrong in the checkpoint.
-    fn load(&mut self, id: WeightId) -> Result<Weight<'_>, Error>;
+    fn load(&self, id: WeightId, rows: Range<usize>) -> Result<Weight<'_>, Error>;
+
+    /// Says that all of weight `id` was read: memory that only serves to deliver it may go.
+    fn release(&self, id: WeightId) {
+        let _ = id;
+    }
 }
 
 /// Makes runners for one device.
@@ -42,14 +48,14 @@ pub trait Backend: Send + std::fmt::Debug {
     /// Which kernel would run a weight of this format, and why, in one line.
     fn kernel_for(&self, format: quant::Format) -> String;
 
-    /// Validates the program, pulls every weight once and repacks it.
+    /// Validates the program, pulls every weight and repacks it.
     ///
     /// # Errors
     /// A program that breaks the contract, a weight that is not as declared.
     fn build(
         &self,
         program: &Program,
-        weights: &mut dyn WeightSource,
+        weights: &dyn WeightSource,
         limits: &StepLimits,
     ) -> Result<Box<dyn Runner>, Error>;
 }

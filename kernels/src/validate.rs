@@ -15,6 +15,7 @@ pub use program::program;
 use crate::program::WeightId;
 use crate::{Error, Program, StepLimits};
 use quant::{Format, Weight};
+use std::ops::Range;
 
 /// Checks that a runner of these limits can run at least one token.
 ///
@@ -41,14 +42,19 @@ pub fn limits(limits: &StepLimits) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks a delivered weight against declaration `id`.
+/// Checks rows `rows` of a weight, as delivered, against declaration `id`.
 ///
 /// A weight declared as act-order may arrive without a permutation (its group indices were
 /// ascending after all); the reverse is an error.
 ///
 /// # Errors
 /// [`Error::Weight`] with the declared and the delivered shape or format.
-pub fn weight(program: &Program, id: WeightId, weight: &Weight<'_>) -> Result<(), Error> {
+pub fn weight(
+    program: &Program,
+    id: WeightId,
+    rows: Range<usize>,
+    weight: &Weight<'_>,
+) -> Result<(), Error> {
     let Some(decl) = program.weights.get(id.index()) else {
         let (expected, found) = (format!("an id below {}", program.weights.len()), id.0);
         return Err(Error::Weight {
@@ -60,8 +66,9 @@ pub fn weight(program: &Program, id: WeightId, weight: &Weight<'_>) -> Result<()
     let refuse = |expected: String, found: String| {
         Err(Error::Weight { label: decl.label.clone(), expected, found })
     };
-    if weight.shape() != decl.shape {
-        return refuse(format!("shape {:?}", decl.shape), format!("{:?}", weight.shape()));
+    let expected = [rows.len(), decl.shape[1]];
+    if weight.shape() != expected {
+        return refuse(format!("shape {expected:?}"), format!("{:?}", weight.shape()));
     }
     let found = weight.format();
     if !fits(decl.format, found) {
@@ -115,15 +122,15 @@ mod tests {
     }
 
     fn refusal(format: Format, found: &Weight<'_>) -> String {
-        weight(&declared(format), WeightId(0), found).unwrap_err().to_string()
+        weight(&declared(format), WeightId(0), 0..2, found).unwrap_err().to_string()
     }
 
     #[test]
     fn a_weight_must_be_as_declared() {
         let swapped = || Some(vec![1, 0, 2, 3, 4, 5, 6, 7]);
-        weight(&declared(GROUPED), WeightId(0), &grouped(None)).unwrap();
-        weight(&declared(ACT_ORDER), WeightId(0), &grouped(None)).unwrap();
-        weight(&declared(ACT_ORDER), WeightId(0), &grouped(swapped())).unwrap();
+        weight(&declared(GROUPED), WeightId(0), 0..2, &grouped(None)).unwrap();
+        weight(&declared(ACT_ORDER), WeightId(0), 0..2, &grouped(None)).unwrap();
+        weight(&declared(ACT_ORDER), WeightId(0), 0..2, &grouped(swapped())).unwrap();
         assert_eq!(
             refusal(GROUPED, &grouped(swapped())),
             "weight w: expected format w4g4, found w4g4 act-order"
@@ -135,7 +142,7 @@ mod tests {
         let short = Weight::Dense(Dense::from_f32([2, 4], &[0.0; 8]));
         let wanted = Format::Dense(FloatType::F32);
         assert_eq!(refusal(wanted, &short), "weight w: expected shape [2, 8], found [2, 4]");
-        assert!(weight(&declared(GROUPED), WeightId(3), &short).is_err());
+        assert!(weight(&declared(GROUPED), WeightId(3), 0..2, &short).is_err());
     }
 
     #[test]

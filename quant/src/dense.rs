@@ -5,6 +5,7 @@
 use crate::Error;
 use half::slice::HalfFloatSliceExt;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// A float type a checkpoint may store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +25,11 @@ impl FloatType {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
         }
+    }
+
+    /// Widens little-endian elements to f32, as many as fit into `out`.
+    pub fn widen(self, bytes: &[u8], out: &mut [f32]) {
+        widen(self, bytes, out);
     }
 }
 
@@ -92,9 +98,23 @@ impl<'a> Dense<'a> {
 
     /// Writes row `row` widened to f32 into `out_k`, whose length must be `k`.
     pub fn row(&self, row: usize, out_k: &mut [f32]) {
-        assert!(row < self.n && out_k.len() == self.k, "row {row} of {:?}", self.shape());
+        self.columns(row, 0..self.k, out_k);
+    }
+
+    /// Writes columns `columns` of row `row` widened to f32 into `out`, one value a column.
+    pub fn columns(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
+        let inside = row < self.n && columns.end <= self.k && out.len() == columns.len();
+        assert!(inside, "row {row}, columns {columns:?} of {:?}", self.shape());
+        let size = self.float.bytes();
+        let start = (row * self.k + columns.start) * size;
+        widen(self.float, &self.bytes[start..][..columns.len() * size], out);
+    }
+
+    /// Rows `rows`, which must lie inside the matrix, as a matrix of their own.
+    pub fn rows(&self, rows: Range<usize>) -> Dense<'_> {
         let stride = self.k * self.float.bytes();
-        widen(self.float, &self.bytes[row * stride..][..stride], out_k);
+        let bytes = &self.bytes[rows.start * stride..rows.end * stride];
+        Dense { n: rows.len(), bytes: Cow::Borrowed(bytes), ..*self }
     }
 
     /// All elements widened to f32 (exact for all three types).

@@ -12,6 +12,7 @@
 //! Not here: unpacking of checkpoint formats ([`crate::import`]), repacking for a device.
 
 use crate::Error;
+use std::ops::Range;
 
 /// Width of a stored code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -145,6 +146,19 @@ impl Grouped {
     /// Column permutation of act-order; none is the identity.
     pub fn perm(&self) -> Option<&[u32]> {
         self.perm.as_deref()
+    }
+
+    /// Rows `rows`, which must lie inside the matrix, as a matrix of their own.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let part = |width: usize| rows.start * width..rows.end * width;
+        let groups = part(self.shape.groups());
+        Self {
+            shape: GroupedShape { n: rows.len(), ..self.shape },
+            codes: self.codes[part(self.shape.bits.row_bytes(self.shape.k))].to_vec(),
+            scales: self.scales[groups.clone()].to_vec(),
+            zeros: self.zeros[groups].to_vec(),
+            perm: self.perm.clone(),
+        }
     }
 
     /// Rows of `parts` stacked in order (fused q/k/v or gate/up).
@@ -317,6 +331,7 @@ mod tests {
         let both = Grouped::stack(&all).unwrap();
         assert_eq!(both.shape(), GroupedShape { n: 4, ..a.shape });
         assert_eq!([both.code(1, 0), both.code(2, 0), both.code(2, 1)], [4, 14, 15]);
+        assert_eq!(both.rows(2..4), all[1]);
         assert_eq!(both.scales(), [&a.scales[..], &b.scales].concat());
         assert_eq!(both.zeros(), [&a.zeros[..], &b.zeros].concat());
         assert_eq!(Grouped::stack(&all[..1]), Some(all[0].clone()));

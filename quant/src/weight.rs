@@ -1,6 +1,7 @@
 //! What a backend is handed: a float matrix or a grouped one, and the format known beforehand.
 
 use crate::{Bits, Dense, FloatType, Grouped};
+use std::ops::Range;
 
 /// One weight, ready for a backend to repack.
 #[derive(Debug, Clone)]
@@ -17,6 +18,14 @@ impl Weight<'_> {
         match self {
             Self::Dense(d) => d.shape(),
             Self::Grouped(g) => [g.shape().n, g.shape().k],
+        }
+    }
+
+    /// Rows `rows`, which must lie inside the matrix, as a weight of their own.
+    pub fn rows(&self, rows: Range<usize>) -> Weight<'_> {
+        match self {
+            Self::Dense(d) => Weight::Dense(d.rows(rows)),
+            Self::Grouped(g) => Weight::Grouped(g.rows(rows)),
         }
     }
 

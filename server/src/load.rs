@@ -10,6 +10,7 @@ use kernels::program::{Program, WeightId};
 use kernels::reference::ReferenceBackend;
 use kernels::{Backend, Runner, StepLimits, WeightSource};
 use quant::Weight;
+use std::ops::Range;
 use std::path::Path;
 
 /// Marks a failure that is not the caller's mistake: the exit code is 1, not 2.
@@ -96,13 +97,13 @@ pub(crate) fn build(
     limits: &StepLimits,
     io: &Io<'_>,
 ) -> anyhow::Result<Box<dyn Runner>> {
-    build_program(model.program(), &mut model.weights(), backend, limits, io)
+    build_program(model.program(), &model.weights(), backend, limits, io)
 }
 
 /// The same for any program and its weights.
 pub(crate) fn build_program(
     program: &Program,
-    weights: &mut dyn WeightSource,
+    weights: &dyn WeightSource,
     backend: &dyn Backend,
     limits: &StepLimits,
     io: &Io<'_>,
@@ -114,22 +115,26 @@ pub(crate) fn build_program(
     bar.set_style(indicatif::ProgressStyle::with_template(
         "{msg} {wide_bar} {pos}/{len} tensors, {eta} left",
     )?);
-    let mut counted = Counted { inner: weights, bar: &bar };
-    let runner = backend.build(program, &mut counted, limits)?;
+    let counted = Counted { inner: weights, bar: &bar };
+    let runner = backend.build(program, &counted, limits)?;
     bar.finish_and_clear();
     Ok(runner)
 }
 
 /// A weight source that moves a progress bar.
 struct Counted<'a> {
-    inner: &'a mut dyn WeightSource,
+    inner: &'a dyn WeightSource,
     bar: &'a indicatif::ProgressBar,
 }
 
 impl WeightSource for Counted<'_> {
-    fn load(&mut self, id: WeightId) -> Result<Weight<'_>, kernels::Error> {
+    fn load(&self, id: WeightId, rows: Range<usize>) -> Result<Weight<'_>, kernels::Error> {
+        self.inner.load(id, rows)
+    }
+
+    fn release(&self, id: WeightId) {
         self.bar.inc(1);
-        self.inner.load(id)
+        self.inner.release(id);
     }
 }
 

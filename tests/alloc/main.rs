@@ -27,7 +27,7 @@ fn allocations(name: &str, rows: usize) -> usize {
         trace: false,
     };
     let backend = CpuBackend::new(&CpuOptions { threads: Some(2), isa: None }).expect("cpu");
-    let runner = backend.build(model.program(), &mut model.weights(), &limits);
+    let runner = backend.build(model.program(), &model.weights(), &limits);
     let mut runner = runner.expect("a runner");
     let (tokens, blocks) = (vec![TokenId(5); rows], [0, 1, 2, 3].map(BlockId));
     let positions: Vec<u32> = (0..rows as u32).collect();

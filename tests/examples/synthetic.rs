@@ -20,7 +20,7 @@ struct Shape {
     vocab: usize,
 }
 
-const SHAPES: [Shape; 2] = [
+const SHAPES: [Shape; 3] = [
     Shape {
         name: "tinyllama-1.1b",
         width: 2048,
@@ -28,6 +28,15 @@ const SHAPES: [Shape; 2] = [
         heads: 32,
         kv_heads: 4,
         mlp: 5632,
+        vocab: 32_000,
+    },
+    Shape {
+        name: "mistral-7b",
+        width: 4096,
+        layers: 32,
+        heads: 32,
+        kv_heads: 8,
+        mlp: 14_336,
         vocab: 32_000,
     },
     Shape { name: "tiny", width: 256, layers: 2, heads: 4, kv_heads: 2, mlp: 512, vocab: 512 },

@@ -59,7 +59,7 @@ pub(crate) fn ids(values: &serde_json::Value) -> Vec<TokenId> {
 /// Logits `[t, v]` of every position, `chunk` tokens a step.
 pub(crate) fn logits(model: &Model, device: Device, ids: &[TokenId], chunk: usize) -> Vec<f32> {
     let limits = forward::limits(ids.len(), chunk);
-    let mut runner = device.backend().build(model.program(), &mut model.weights(), &limits);
+    let mut runner = device.backend().build(model.program(), &model.weights(), &limits);
     let runner = runner.as_mut().unwrap_or_else(|e| panic!("build: {}", chain(e)));
     forward::logits(runner.as_mut(), &limits, ids).expect("a valid sequence")
 }
@@ -94,8 +94,7 @@ pub(crate) fn greedy(
         block_len: 16,
         max_waiting: 1,
     };
-    let runner =
-        device.backend().build(model.program(), &mut model.weights(), &config.step_limits());
+    let runner = device.backend().build(model.program(), &model.weights(), &config.step_limits());
     let mut engine = Engine::new(runner.expect("a valid model"), config);
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let request = Request {

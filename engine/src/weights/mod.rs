@@ -1,5 +1,5 @@
-//! The weights of a model: found by name and checked at open ([`plan`]), delivered one at a time
-//! to a backend ([`ModelWeights`]).
+//! The weights of a model: found by name and checked at open ([`plan`]), delivered some rows at a
+//! time to a backend ([`ModelWeights`]).
 //!
 //! q, k, v and gate, up become one matrix each where their formats and column orders agree.
 //! Not here: bit layouts (crate `quant`), which modules are quantized ([`crate::quantization`]).
@@ -15,6 +15,7 @@ use kernels::WeightSource;
 use kernels::program::{WeightDecl, WeightId};
 use quant::import::{RawTensor, RawType, awq, compressed, gptq};
 use quant::{Dense, FloatType, Format, Grouped, Weight, quantize};
+use std::ops::Range;
 
 /// How to make one weight from tensors of the checkpoint: its parts are stacked by rows.
 #[derive(Debug, Clone)]
@@ -73,14 +74,16 @@ impl Storage {
     }
 }
 
-/// Delivers the weights of a model; memory of a delivered one is given back at the next call.
-#[derive(Debug)]
+/// Delivers the weights of a model.
+#[derive(Debug, Clone, Copy)]
 pub struct ModelWeights<'m> {
     checkpoint: &'m Checkpoint,
     decls: &'m [WeightDecl],
     recipes: &'m [Recipe],
-    delivered: Vec<TensorId>,
 }
+
+/// Rows of one part.
+type Cut<'m> = (&'m Part, Range<usize>);
 
 impl<'m> ModelWeights<'m> {
     /// The weights of `decls`, made by `recipes` from `checkpoint`.
@@ -89,69 +92,61 @@ impl<'m> ModelWeights<'m> {
         decls: &'m [WeightDecl],
         recipes: &'m [Recipe],
     ) -> Self {
-        Self { checkpoint, decls, recipes, delivered: Vec::new() }
+        Self { checkpoint, decls, recipes }
     }
 
-    fn release(&mut self) {
-        for tensor in self.delivered.drain(..) {
-            self.checkpoint.release(tensor);
-        }
-    }
-
-    fn make(&mut self, id: WeightId) -> Result<Weight<'m>, Error> {
-        self.release();
+    fn make(&self, id: WeightId, rows: &Range<usize>) -> Result<Weight<'m>, kernels::Error> {
         let (decl, Recipe(parts)) = (&self.decls[id.index()], &self.recipes[id.index()]);
-        self.delivered = parts.iter().flat_map(|p| p.storage.tensors()).collect();
-        match decl.format {
-            Format::Dense(float) => self.dense(decl, float, parts).map(Weight::Dense),
-            Format::Grouped { .. } => {
-                let made = self.grouped(decl, parts);
-                // Nothing borrows from the files, so their pages can go before it is repacked.
-                self.release();
-                made.map(Weight::Grouped)
-            }
-        }
+        let cuts = cut(decl, parts, rows);
+        let made = match decl.format {
+            Format::Dense(float) => self.dense(decl, float, &cuts).map(Weight::Dense),
+            Format::Grouped { .. } => self.grouped(decl, &cuts).map(Weight::Grouped),
+        };
+        made.map_err(|source| {
+            let (label, source) = (decl.label.clone(), Box::new(source));
+            kernels::Error::Source { label, source }
+        })
     }
 
-    /// One tensor as it is, or the rows of several; a part of another type is widened.
+    /// Rows of one tensor as they are, or of several; a part of another type is widened.
     fn dense(
         &self,
         decl: &WeightDecl,
         float: FloatType,
-        parts: &[Part],
+        cuts: &[Cut<'_>],
     ) -> Result<Dense<'m>, Error> {
         let mut bytes = Vec::new();
-        for part in parts {
-            let Storage::Dense(tensor) = part.storage else { return Err(self.broken(decl)) };
-            let part = self.floats(decl, tensor, part.shape)?;
+        for cut in cuts {
+            let part = self.floats(decl, cut)?;
             match part.float() == float {
-                true if parts.len() == 1 => return Ok(part),
+                true if cuts.len() == 1 => return Ok(part),
                 true => bytes.extend_from_slice(part.bytes()),
                 false => bytes.extend(part.to_f32().iter().flat_map(|v| v.to_le_bytes())),
             }
         }
+        let n = bytes.len() / (decl.shape[1] * float.bytes());
         let root = self.checkpoint.root().to_owned();
-        Dense::new(&decl.label, float, decl.shape, bytes)
+        Dense::new(&decl.label, float, [n, decl.shape[1]], bytes)
             .map_err(|source| Error::Weight { path: root, source })
     }
 
-    /// Tensor `tensor` as it is stored.
-    fn floats(
-        &self,
-        decl: &WeightDecl,
-        tensor: TensorId,
-        shape: [usize; 2],
-    ) -> Result<Dense<'m>, Error> {
+    /// Rows of a float tensor as they are stored.
+    fn floats(&self, decl: &WeightDecl, (part, rows): &Cut<'_>) -> Result<Dense<'m>, Error> {
+        let Storage::Dense(tensor) = part.storage else { return Err(self.broken(decl)) };
         let own = float_type(self.checkpoint, tensor).ok_or_else(|| self.broken(decl))?;
+        let stride = part.shape[1] * own.bytes();
+        let bytes = self.checkpoint.bytes(tensor).get(rows.start * stride..rows.end * stride);
         let name = &self.checkpoint.info(tensor).name;
-        Dense::new(name, own, shape, self.checkpoint.bytes(tensor)).map_err(|e| self.at(tensor, e))
+        let shape = [rows.len(), part.shape[1]];
+        Dense::new(name, own, shape, bytes.ok_or_else(|| self.broken(decl))?)
+            .map_err(|e| self.at(tensor, e))
     }
 
     /// Imported codes, or floats rounded to codes where the plan asks for them.
-    fn grouped(&self, decl: &WeightDecl, parts: &[Part]) -> Result<Grouped, Error> {
-        let mut all = Vec::with_capacity(parts.len());
-        for part in parts {
-            all.push(self.import(decl, part)?);
+    fn grouped(&self, decl: &WeightDecl, cuts: &[Cut<'_>]) -> Result<Grouped, Error> {
+        let mut all = Vec::with_capacity(cuts.len());
+        for cut in cuts {
+            all.push(self.import(decl, cut)?);
         }
         if let [_] = all[..] {
             return all.pop().ok_or_else(|| self.broken(decl));
@@ -159,14 +154,14 @@ impl<'m> ModelWeights<'m> {
         Grouped::stack(&all).ok_or_else(|| self.broken(decl))
     }
 
-    fn import(&self, decl: &WeightDecl, part: &Part) -> Result<Grouped, Error> {
-        let raw = |id| self.raw(id);
+    fn import(&self, decl: &WeightDecl, (part, rows): &Cut<'_>) -> Result<Grouped, Error> {
+        let (raw, rows) = (|id| self.raw(id), rows.clone());
         let made = match &part.storage {
             Storage::Dense(tensor) => {
                 let Format::Grouped { bits, group, .. } = decl.format else {
                     return Err(self.broken(decl));
                 };
-                let floats = self.floats(decl, *tensor, part.shape)?;
+                let floats = self.floats(decl, &(*part, rows))?;
                 quantize::round_to_nearest(
                     &self.checkpoint.info(*tensor).name,
                     &floats,
@@ -178,11 +173,12 @@ impl<'m> ModelWeights<'m> {
                 let (qweight, qzeros) = (raw(*qweight), raw(*qzeros));
                 let (scales, g_idx) = (raw(*scales), g_idx.map(raw));
                 let tensors = gptq::Tensors { qweight, qzeros, scales, g_idx };
-                gptq::import(settings, part.shape, &tensors)
+                gptq::import(settings, part.shape, rows, &tensors)
             }
             Storage::Awq { settings, qweight, qzeros, scales } => {
                 let (qweight, qzeros, scales) = (raw(*qweight), qzeros.map(raw), raw(*scales));
-                awq::import(settings, part.shape, &awq::Tensors { qweight, qzeros, scales })
+                let tensors = awq::Tensors { qweight, qzeros, scales };
+                awq::import(settings, part.shape, rows, &tensors)
             }
             Storage::Compressed { settings, packed, scale, zero_point, g_idx, shape } => {
                 let tensors = compressed::Tensors {
@@ -192,7 +188,7 @@ impl<'m> ModelWeights<'m> {
                     g_idx: g_idx.map(raw),
                     shape: shape.map(raw),
                 };
-                compressed::import(settings, part.shape, &tensors)
+                compressed::import(settings, part.shape, rows, &tensors)
             }
         };
         made.map_err(|e| self.at(part.storage.tensors()[0], e))
@@ -228,16 +224,32 @@ impl<'m> ModelWeights<'m> {
 }
 
 impl WeightSource for ModelWeights<'_> {
-    fn load(&mut self, id: WeightId) -> Result<Weight<'_>, kernels::Error> {
-        let label = self.decls[id.index()].label.clone();
-        self.make(id).map_err(|source| kernels::Error::Source { label, source: Box::new(source) })
+    fn load(&self, id: WeightId, rows: Range<usize>) -> Result<Weight<'_>, kernels::Error> {
+        self.make(id, &rows)
+    }
+
+    fn release(&self, id: WeightId) {
+        let Recipe(parts) = &self.recipes[id.index()];
+        for tensor in parts.iter().flat_map(|part| part.storage.tensors()) {
+            self.checkpoint.release(tensor);
+        }
     }
 }
 
-impl Drop for ModelWeights<'_> {
-    fn drop(&mut self) {
-        self.release();
+/// The parts that hold rows `rows` of the whole, each with those of its own rows.
+fn cut<'m>(decl: &WeightDecl, parts: &'m [Part], rows: &Range<usize>) -> Vec<Cut<'m>> {
+    if decl.shape[0] == 1 {
+        // A vector's parts lie side by side.
+        return parts.iter().map(|part| (part, 0..1)).collect();
     }
+    let mut start = 0;
+    let own = |part: &'m Part| {
+        let end = start + part.shape[0];
+        let inside = rows.start.clamp(start, end) - start..rows.end.clamp(start, end) - start;
+        start = end;
+        (part, inside)
+    };
+    parts.iter().map(own).filter(|(_, rows)| !rows.is_empty()).collect()
 }
 
 /// The float type of a tensor, none for another type.

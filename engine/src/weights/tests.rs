@@ -74,11 +74,16 @@ fn labels(model: &Model, part: &str) -> Vec<String> {
     all.filter(|l| l.contains(part)).collect()
 }
 
+/// All rows of weight `id`.
+fn whole(model: &Model, id: usize) -> Result<Weight<'_>, kernels::Error> {
+    let [n, _] = model.program().weights[id].shape;
+    model.weights().make(WeightId(id as u32), &(0..n))
+}
+
 /// The values of the weight called `label`.
 fn values(model: &Model, label: &str) -> Vec<f32> {
     let id = model.program().weights.iter().position(|w| w.label == label).unwrap();
-    let mut weights = model.weights();
-    let Weight::Dense(dense) = weights.load(WeightId(id as u32)).unwrap() else { panic!() };
+    let Weight::Dense(dense) = whole(model, id).unwrap() else { panic!() };
     dense.to_f32()
 }
 
@@ -107,10 +112,10 @@ fn equal_formats_become_one_matrix() {
 #[test]
 fn weights_can_be_loaded_again_after_their_pages_went() {
     let model = with(|_, _| ()).unwrap();
-    let mut weights = model.weights();
-    let first = weights.load(WeightId(0)).unwrap().shape();
-    weights.load(WeightId(1)).unwrap();
-    let Weight::Dense(again) = weights.load(WeightId(0)).unwrap() else { panic!() };
+    let weights = model.weights();
+    let first = weights.load(WeightId(0), 0..5).unwrap().shape();
+    weights.release(WeightId(0));
+    let Weight::Dense(again) = weights.load(WeightId(0), 0..5).unwrap() else { panic!() };
     assert_eq!(again.shape(), first);
     assert_eq!(again.to_f32(), tensors()["model.embed_tokens.weight"].to_f32());
 }
@@ -188,9 +193,10 @@ fn tied_heads_in_every_way_they_are_stored() {
 const INT8: Format = Format::Grouped { bits: Bits::Eight, group: 8, act_order: false };
 
 /// The weight called `label`, with its id.
-fn loaded<'a>(model: &Model, weights: &'a mut ModelWeights<'_>, label: &str) -> Weight<'a> {
+fn loaded<'a>(model: &Model, weights: &'a ModelWeights<'_>, label: &str) -> Weight<'a> {
     let id = model.program().weights.iter().position(|w| w.label == label).unwrap();
-    weights.load(WeightId(id as u32)).unwrap()
+    let rows = 0..model.program().weights[id].shape[0];
+    weights.load(WeightId(id as u32), rows).unwrap()
 }
 
 #[test]
@@ -198,8 +204,8 @@ fn float_heads_become_int8_on_demand() {
     let (config, all) = (config(), tensors());
     let model = open_with(&config, &all, Head::Int8).unwrap();
     kernels::validate::program(model.program()).unwrap();
-    let mut weights = model.weights();
-    let head = loaded(&model, &mut weights, "head");
+    let weights = model.weights();
+    let head = loaded(&model, &weights, "head");
     assert_eq!(head.format(), INT8);
     for (row, w_k) in all["lm_head.weight"].to_f32().chunks_exact(8).enumerate() {
         let found = quant::reference::row(&head, row);
@@ -235,7 +241,7 @@ fn a_head_that_is_not_finite_has_no_codes() {
     all.insert("lm_head.weight".to_owned(), Tensor::f32(&[5, 8], &values));
     let model = open_with(&config(), &all, Head::Int8).unwrap();
     let head = model.program().weights.len() - 1;
-    let refused = model.weights().load(WeightId(head as u32)).unwrap_err();
+    let refused = model.weights().load(WeightId(head as u32), 0..5).unwrap_err();
     let source = std::error::Error::source(&refused).unwrap().to_string();
     assert!(source.contains("lm_head.weight") && source.contains("index 9 is NaN"), "{source}");
 }
@@ -309,9 +315,8 @@ fn golden(case: &str, edit: impl FnOnce(&mut Value, &mut Tensors)) -> Result<Mod
 
 /// Loads every weight; the first error as text with its causes.
 fn load(model: &Model) -> Result<(), String> {
-    let mut weights = model.weights();
-    for i in 0..model.program().weights.len() as u32 {
-        if let Err(err) = weights.load(WeightId(i)) {
+    for i in 0..model.program().weights.len() {
+        if let Err(err) = whole(model, i) {
             let kernels::Error::Source { label, source } = err else { panic!("{err}") };
             return Err(format!("{label}: {source}"));
         }
@@ -334,8 +339,7 @@ fn quantized_rows_are_those_of_the_reference_tool() {
         for (label, parts, block) in fused {
             let label = format!("layers.0.{label}");
             let id = model.program().weights.iter().position(|w| w.label == label).unwrap();
-            let mut weights = model.weights();
-            let weight = weights.load(WeightId(id as u32)).unwrap();
+            let weight = whole(&model, id).unwrap();
             let mut start = 0;
             for part in parts {
                 let name = format!("{LAYER}{block}{part}_proj");
@@ -350,6 +354,26 @@ fn quantized_rows_are_those_of_the_reference_tool() {
                     assert!((f - w).abs() <= 1e-6 * w.abs(), "{case} {name}: {f} {w}");
                 }
                 start += n;
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_the_same_in_parts_and_as_a_whole() {
+    for case in testkit::golden_cases("quantized") {
+        let model = golden(&case, |_, _| ()).unwrap();
+        for (id, decl) in model.program().weights.iter().enumerate() {
+            let all = whole(&model, id).unwrap();
+            // Parts of 100 rows end inside and cross the modules of a fused weight.
+            for start in (0..decl.shape[0]).step_by(100) {
+                let rows = start..decl.shape[0].min(start + 100);
+                let part = model.weights().make(WeightId(id as u32), &rows).unwrap();
+                match (part, all.rows(rows)) {
+                    (Weight::Grouped(a), Weight::Grouped(b)) => assert_eq!(a, b, "{case} {decl:?}"),
+                    (Weight::Dense(a), Weight::Dense(b)) => assert_eq!(a, b, "{case} {decl:?}"),
+                    (a, b) => panic!("{a:?} {b:?}"),
+                }
             }
         }
     }

@@ -5,6 +5,7 @@ use super::{Tested, backends, session};
 use crate::program::{BlockId, Op, SlotId, TokenId, WeightId};
 use crate::{BlockTables, Error, Runner, StepInput, StepLimits, StepOutput, WeightSource};
 use quant::{Dense, Weight};
+use std::ops::Range;
 
 /// A norm over four columns: embed into slot 0, norm into slot 1, gather into slot 2.
 fn norm_case() -> Case {
@@ -16,7 +17,7 @@ fn norm_case() -> Case {
 }
 
 fn build(tested: &Tested, case: &Case, limits: &StepLimits) -> Result<Box<dyn Runner>, Error> {
-    tested.backend.build(&case.program, &mut Source(&case.weights), limits)
+    tested.backend.build(&case.program, &Source(&case.weights), limits)
 }
 
 /// One step of the only sequence from its start, last row wanted.
@@ -66,7 +67,7 @@ fn a_weight_that_is_not_as_declared_is_refused() {
 struct Empty;
 
 impl WeightSource for Empty {
-    fn load(&mut self, id: WeightId) -> Result<Weight<'_>, Error> {
+    fn load(&self, id: WeightId, _: Range<usize>) -> Result<Weight<'_>, Error> {
         Err(Error::Source { label: format!("w{}", id.0), source: "no such file".into() })
     }
 }
@@ -75,7 +76,7 @@ impl WeightSource for Empty {
 fn the_source_s_error_comes_through() {
     for tested in backends() {
         let case = norm_case();
-        let found = tested.backend.build(&case.program, &mut Empty, &session::limits(&case));
+        let found = tested.backend.build(&case.program, &Empty, &session::limits(&case));
         assert!(matches!(found, Err(Error::Source { label, .. }) if label == "w0"));
     }
 }

@@ -69,7 +69,7 @@ pub(super) fn limits(case: &Case) -> StepLimits {
 impl<'c> Session<'c> {
     fn new(backend: &dyn Backend, case: &'c Case, rng: &mut Rng) -> Self {
         let limits = limits(case);
-        let runner = backend.build(&case.program, &mut Source(&case.weights), &limits);
+        let runner = backend.build(&case.program, &Source(&case.weights), &limits);
         let mut free = rng.permutation(limits.blocks).into_iter().map(BlockId);
         let tables = case
             .sequences

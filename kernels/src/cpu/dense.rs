@@ -16,9 +16,13 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::isa::Kernel;
+use super::pages::Pages;
+use super::repack::{Parts, turn};
 use super::share::{Mat, MatMut};
 use super::simd::{LANES, Simd};
 use super::tile::put;
+use crate::Error;
+use bytemuck::Pod;
 use quant::{Dense, FloatType};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -41,21 +45,33 @@ pub(crate) struct DenseTiles {
 /// `[tiles, k]` vectors of sixteen rows.
 #[derive(Debug)]
 enum Values {
-    F32(Vec<[f32; LANES]>),
-    F16(Vec<[u16; LANES]>),
-    Bf16(Vec<[u16; LANES]>),
+    F32(Pages<[f32; LANES]>),
+    F16(Pages<[u16; LANES]>),
+    Bf16(Pages<[u16; LANES]>),
 }
 
 impl DenseTiles {
-    /// Repacks a matrix on the current rayon pool.
-    pub(crate) fn new(w: &Dense<'_>) -> Self {
-        let [n, k] = w.shape();
-        let values = match w.float() {
-            FloatType::F32 => Values::F32(interleave(w, f32::from_le_bytes)),
-            FloatType::F16 => Values::F16(interleave(w, u16::from_le_bytes)),
-            FloatType::Bf16 => Values::Bf16(interleave(w, u16::from_le_bytes)),
+    /// Repacks an `[n, k]` matrix of `float` on the current rayon pool; `load` delivers its rows.
+    ///
+    /// # Errors
+    /// What `load` returns, and [`Error::Device`] for want of memory.
+    pub(crate) fn load<'a>(
+        [n, k]: [usize; 2],
+        float: FloatType,
+        load: impl Fn(Range<usize>) -> Result<Dense<'a>, Error> + Sync,
+    ) -> Result<Self, Error> {
+        let values = match float {
+            FloatType::F32 => Values::F32(interleave([n, k], load, f32::from_le_bytes)?),
+            FloatType::F16 => Values::F16(interleave([n, k], load, u16::from_le_bytes)?),
+            FloatType::Bf16 => Values::Bf16(interleave([n, k], load, u16::from_le_bytes)?),
         };
-        Self { n, k, values }
+        Ok(Self { n, k, values })
+    }
+
+    /// Repacks a matrix.
+    #[cfg(test)]
+    pub(crate) fn new(w: &Dense<'_>) -> Self {
+        Self::load(w.shape(), w.float(), |rows| Ok(w.rows(rows))).unwrap()
     }
 
     /// Number of tiles.
@@ -99,21 +115,40 @@ fn pick<T: Copy>(tile: &[[T; LANES]], lane: usize, out_k: &mut [f32], widen: imp
 }
 
 /// `[n, k]` little-endian elements to `[tiles, k]` vectors.
-fn interleave<T: Copy + Default + Send, const B: usize>(
-    w: &Dense<'_>,
+fn interleave<'a, T: Pod + Send, const B: usize>(
+    [n, k]: [usize; 2],
+    load: impl Fn(Range<usize>) -> Result<Dense<'a>, Error> + Sync,
     element: impl Fn([u8; B]) -> T + Sync,
-) -> Vec<[T; LANES]> {
-    let [n, k] = w.shape();
-    let elements = w.bytes().as_chunks::<B>().0;
-    let mut tiles = vec![[T::default(); LANES]; n.div_ceil(LANES) * k];
-    tiles.par_chunks_mut(k).enumerate().for_each(|(tile, vectors)| {
-        for row in tile * LANES..n.min((tile + 1) * LANES) {
-            for (vector, bytes) in vectors.iter_mut().zip(&elements[row * k..]) {
-                vector[row % LANES] = element(*bytes);
+) -> Result<Pages<[T; LANES]>, Error> {
+    let mut tiles = Pages::zeroed(n.div_ceil(LANES) * k)?;
+    let parts = Parts::new(n, k * B);
+    tiles.par_chunks_mut(parts.tiles * k).enumerate().try_for_each(|(part, tiles)| {
+        let w = load(parts.rows(part))?;
+        let rows = w.bytes().as_chunks::<B>().0;
+        for (vectors, rows) in tiles.chunks_exact_mut(k).zip(rows.chunks(LANES * k)) {
+            interleave_tile(rows, k, vectors, &element);
+        }
+        Ok(())
+    })?;
+    Ok(tiles)
+}
+
+/// Up to sixteen rows of `k` elements to `k` vectors, in squares.
+fn interleave_tile<T: Pod, const B: usize>(
+    rows: &[[u8; B]],
+    k: usize,
+    vectors: &mut [[T; LANES]],
+    element: impl Fn([u8; B]) -> T,
+) {
+    let mut square = [[T::zeroed(); LANES]; LANES];
+    for (i, vectors) in vectors.chunks_mut(LANES).enumerate() {
+        for (values, row) in square.iter_mut().zip(rows.chunks_exact(k)) {
+            for (value, bytes) in values.iter_mut().zip(&row[i * LANES..][..vectors.len()]) {
+                *value = element(*bytes);
             }
         }
-    });
-    tiles
+        vectors.copy_from_slice(&turn(&square)[..vectors.len()]);
+    }
 }
 
 /// Computes output columns `16 * tiles.start .. min(16 * tiles.end, n)`.

@@ -102,3 +102,19 @@ fn more_rows_than_the_cache_holds_agree() {
         }
     }
 }
+
+#[test]
+fn rows_of_many_parts_survive() {
+    let [n, k] = [100, 4096];
+    for float in [FloatType::F32, FloatType::F16] {
+        assert!(Parts::new(n, k * float.bytes()).tiles * LANES * 2 < n);
+        let dense = random(7, float, [n, k]);
+        let tiles = DenseTiles::new(&dense);
+        let (mut row, mut expected) = (vec![0.0; k], vec![0.0; k]);
+        for i in 0..n {
+            dense.row(i, &mut expected);
+            tiles.row(i, &mut row);
+            assert_eq!(row, expected, "row {i} of {float}");
+        }
+    }
+}

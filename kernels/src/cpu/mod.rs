@@ -1,7 +1,7 @@
 //! The CPU backend: interprets a program with a team of threads and hand-picked instructions.
 //!
 //! ```text
-//! build   store (weights repacked, one at a time) -> plan (phases, memory, barriers) -> runner
+//! build   store (weights repacked in parts) -> plan (phases, memory, barriers) -> runner
 //! step    runner -> team (one wake-up) -> exec (a member's share of a phase) -> kernel
 //! kernel  one body over simd::Simd: scalar, avx2, avx512
 //! ```
@@ -25,9 +25,11 @@ mod kv;
 mod math;
 mod norm;
 mod packed;
+mod pages;
 pub(crate) mod peak;
 mod plan;
 mod quantize;
+mod repack;
 mod rope;
 mod runner;
 mod scalar;
@@ -137,7 +139,7 @@ impl Backend for CpuBackend {
     fn build(
         &self,
         program: &Program,
-        weights: &mut dyn WeightSource,
+        weights: &dyn WeightSource,
         limits: &StepLimits,
     ) -> Result<Box<dyn Runner>, Error> {
         validate::program(program)?;
@@ -153,6 +155,7 @@ mod tests {
     use super::*;
     use crate::program::{Op, Rows, SlotDecl, SlotId, SlotView, Step, WeightDecl, WeightId};
     use quant::{Bits, Dense, FloatType, Weight};
+    use std::ops::Range;
 
     #[test]
     fn a_missing_instruction_set_is_refused_by_the_names_of_its_features() {
@@ -180,8 +183,8 @@ mod tests {
     struct One(Dense<'static>);
 
     impl WeightSource for One {
-        fn load(&mut self, _: WeightId) -> Result<Weight<'_>, Error> {
-            Ok(Weight::Dense(self.0.clone()))
+        fn load(&self, _: WeightId, rows: Range<usize>) -> Result<Weight<'_>, Error> {
+            Ok(Weight::Dense(self.0.rows(rows)))
         }
     }
 
@@ -218,9 +221,9 @@ mod tests {
             trace: false,
         };
         let values: Vec<f32> = (0..32 * 8).map(|i| i as f32).collect();
-        let mut source = One(Dense::from_f32([32, 8], &values));
+        let source = One(Dense::from_f32([32, 8], &values));
         let backend = CpuBackend::new(&CpuOptions::default()).unwrap();
-        let runner = backend.build(&program, &mut source, &limits).unwrap();
+        let runner = backend.build(&program, &source, &limits).unwrap();
         assert_eq!(runner.memory().weights_bytes, 32 * 8 * 4);
     }
 }

@@ -10,10 +10,16 @@
 //! Rows beyond n and columns that pad a block hold zeros. Columns are in activation-block order
 //! ([`Blocks`]). Not here: arithmetic ([`super::grouped`]). Input: canonical weights.
 
+use super::pages::Pages;
 use super::quantize::Blocks;
+use super::repack::{Parts, turn};
 use super::simd::{LANES, Line};
-use quant::{Bits, Grouped};
+use crate::Error;
+use crate::program::WeightDecl;
+use half::slice::HalfFloatSliceExt;
+use quant::{Bits, Grouped, GroupedShape};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// A quantized matrix in tiles.
 #[derive(Debug)]
@@ -23,7 +29,7 @@ pub(crate) struct Packed {
     pub(crate) bits: Bits,
     pub(crate) blocks: Blocks,
     pub(crate) groups: usize,
-    codes: Vec<Line>,
+    codes: Pages<Line>,
     scales: Scales,
     zeros: Zeros,
 }
@@ -76,20 +82,48 @@ fn line_columns(bits: Bits) -> usize {
 }
 
 impl Packed {
-    /// Repacks a canonical matrix on the current rayon pool.
+    /// Repacks a matrix on the current rayon pool; `load` delivers its rows as declared.
+    ///
+    /// # Errors
+    /// What `load` returns, [`Error::Device`] for want of memory, and [`Error::Weight`] if parts
+    /// come in different column orders.
+    pub(crate) fn load(
+        decl: &WeightDecl,
+        load: impl Fn(Range<usize>) -> Result<Grouped, Error> + Sync,
+    ) -> Result<Self, Error> {
+        let [n, k] = decl.shape;
+        let first = load(0..n.min(LANES))?;
+        let GroupedShape { group, bits, .. } = first.shape();
+        let blocks = Blocks::new(k, group, first.perm());
+        let (tiles, groups, lines) =
+            (n.div_ceil(LANES), k / group, blocks.width() / line_columns(bits));
+        let mut codes = Pages::zeroed(tiles * lines)?;
+        let mut scales = vec![[0.0; LANES]; tiles * groups];
+        let mut zeros = vec![[0; LANES]; tiles * groups];
+        let parts = Parts::new(n, bits.row_bytes(k));
+        let vectors = scales.par_chunks_mut(parts.tiles * groups);
+        let vectors = vectors.zip(zeros.par_chunks_mut(parts.tiles * groups));
+        let all = codes.par_chunks_mut(parts.tiles * lines).zip(vectors).enumerate();
+        all.try_for_each(|(part, (codes, (scales, zeros)))| {
+            let w = load(parts.rows(part))?;
+            if w.perm() != first.perm() {
+                return Err(other_order(decl));
+            }
+            pack_codes(&w, &blocks, codes);
+            by_tile(&w, w.scales(), scales);
+            by_tile(&w, w.zeros(), zeros);
+            Ok(())
+        })?;
+        let (scales, zeros) = (Scales::new(scales), Zeros::new(zeros, groups, n));
+        Ok(Self { n, k, bits, blocks, groups, codes, scales, zeros })
+    }
+
+    /// Repacks a canonical matrix.
+    #[cfg(test)]
     pub(crate) fn new(w: &Grouped) -> Self {
-        let shape = w.shape();
-        let blocks = Blocks::new(shape.k, shape.group, w.perm());
-        Self {
-            n: shape.n,
-            k: shape.k,
-            bits: shape.bits,
-            groups: shape.groups(),
-            codes: pack_codes(w, &blocks),
-            scales: pack_scales(w),
-            zeros: pack_zeros(w),
-            blocks,
-        }
+        let weight = quant::Weight::Grouped(w.clone());
+        let (label, shape, format) = ("w".to_owned(), weight.shape(), weight.format());
+        Self::load(&WeightDecl { label, shape, format }, |rows| Ok(w.rows(rows))).unwrap()
     }
 
     /// Number of tiles.
@@ -176,77 +210,113 @@ fn code(bits: Bits, codes: &[Line], lane: usize, i: usize) -> u8 {
     }
 }
 
-fn pack_codes(w: &Grouped, blocks: &Blocks) -> Vec<Line> {
-    let shape = w.shape();
-    let lines = blocks.width() / line_columns(shape.bits);
-    let mut codes = vec![Line::ZERO; shape.n.div_ceil(LANES) * lines];
-    let columns: Vec<Option<usize>> = blocks.stored_columns(shape.group).collect();
-    let padded = columns.iter().any(Option::is_none);
-    codes.par_chunks_mut(lines).enumerate().for_each(|(tile, lines)| {
-        for row in tile * LANES..shape.n.min((tile + 1) * LANES) {
-            if padded {
-                pack_row_padded(w, row, &columns, lines);
-            } else {
-                pack_row(w, row, lines);
-            }
-        }
-    });
-    codes
+fn other_order(decl: &WeightDecl) -> Error {
+    let found = "rows whose columns come in different orders".to_owned();
+    Error::Weight { label: decl.label.clone(), expected: "one column order".to_owned(), found }
 }
 
-/// Spreads a row's packed codes over the lines of its tile, four bytes a line.
-fn pack_row(w: &Grouped, row: usize, lines: &mut [Line]) {
+/// Repacks a part: its rows are those of the tiles that `codes` holds.
+fn pack_codes(w: &Grouped, blocks: &Blocks, codes: &mut [Line]) {
+    let shape = w.shape();
+    let lines = blocks.width() / line_columns(shape.bits);
+    let columns: Vec<Option<usize>> = blocks.stored_columns(shape.group).collect();
+    let padded = columns.iter().any(Option::is_none);
+    for (tile, lines) in codes.chunks_exact_mut(lines).enumerate() {
+        let rows = tile * LANES..shape.n.min((tile + 1) * LANES);
+        if padded {
+            pack_tile_padded(w, rows, &columns, lines);
+        } else {
+            pack_tile(w, rows, lines);
+        }
+    }
+}
+
+/// Spreads the packed codes of up to sixteen rows over lines, four bytes of each row a line.
+fn pack_tile(w: &Grouped, rows: Range<usize>, lines: &mut [Line]) {
     let shape = w.shape();
     let bytes = shape.bits.row_bytes(shape.k);
-    let quads = w.codes()[row * bytes..][..bytes].as_chunks::<4>().0;
-    for (line, &[a, b, c, d]) in lines.iter_mut().zip(quads) {
-        let packed = match shape.bits {
-            // columns 0..8 arrive as pairs (0, 1) (2, 3) (4, 5) (6, 7)
-            Bits::Four => [a & 15 | c << 4, a >> 4 | c & 240, b & 15 | d << 4, b >> 4 | d & 240],
-            Bits::Eight => [a, b, c, d],
-        };
-        line.0[4 * (row % LANES)..][..4].copy_from_slice(&packed);
+    let mut square = [[0; LANES]; LANES];
+    for (i, lines) in lines.chunks_mut(LANES).enumerate() {
+        for (words, row) in square.iter_mut().zip(rows.clone()) {
+            let quads = w.codes()[row * bytes..][..bytes].as_chunks::<4>().0;
+            for (word, quad) in words.iter_mut().zip(&quads[i * LANES..][..lines.len()]) {
+                *word = u32::from_le_bytes(*quad);
+            }
+        }
+        for (line, words) in lines.iter_mut().zip(turn(&square)) {
+            let words = match shape.bits {
+                Bits::Four => words.map(shuffle),
+                Bits::Eight => words,
+            };
+            *line = Line(bytemuck::cast(words.map(u32::to_le_bytes)));
+        }
     }
+}
+
+/// Eight nibbles 0 1 2 3 4 5 6 7, the lowest first, in the order 0 4 1 5 2 6 3 7.
+#[inline(always)]
+fn shuffle(word: u32) -> u32 {
+    let swap = |x: u32, mask: u32, distance: u32| {
+        let differing = (x ^ x >> distance) & mask;
+        x ^ differing ^ differing << distance
+    };
+    swap(swap(word, 0x0000_ff00, 8), 0x00f0_00f0, 4)
 }
 
 /// The same one code at a time, for blocks with padding columns.
-fn pack_row_padded(w: &Grouped, row: usize, columns: &[Option<usize>], lines: &mut [Line]) {
-    let per_line = line_columns(w.shape().bits);
-    for (i, column) in columns.iter().enumerate() {
-        let code = column.map_or(0, |column| w.code(row, column));
-        lines[i / per_line].0[4 * (row % LANES) + i % 4] |= code << (i % per_line / 4 * 4);
-    }
-}
-
-/// Spreads `[n, groups]` values over vectors of sixteen rows, `pad` beyond row n.
-fn by_tile<T: Copy, U: Copy>(
+fn pack_tile_padded(
     w: &Grouped,
-    values: &[T],
-    pad: U,
-    map: impl Fn(T) -> U,
-) -> Vec<[U; LANES]> {
-    let (n, groups) = (w.shape().n, w.shape().groups());
-    let tiles = (0..n.div_ceil(LANES)).flat_map(|tile| (0..groups).map(move |g| (tile, g)));
-    let lane = |tile: usize, g: usize, lane: usize| {
-        let row = tile * LANES + lane;
-        if row < n { map(values[row * groups + g]) } else { pad }
-    };
-    tiles.map(|(tile, g)| std::array::from_fn(|l| lane(tile, g, l))).collect()
-}
-
-fn pack_scales(w: &Grouped) -> Scales {
-    let narrow = |x: f32| half::f16::from_f32(x);
-    if w.scales().iter().all(|&x| narrow(x).to_f32().to_bits() == x.to_bits()) {
-        Scales::F16(by_tile(w, w.scales(), 0, |x| narrow(x).to_bits()))
-    } else {
-        Scales::F32(by_tile(w, w.scales(), 0.0, |x| x))
+    rows: Range<usize>,
+    columns: &[Option<usize>],
+    lines: &mut [Line],
+) {
+    let per_line = line_columns(w.shape().bits);
+    for (lane, row) in rows.enumerate() {
+        for (i, column) in columns.iter().enumerate() {
+            let code = column.map_or(0, |column| w.code(row, column));
+            lines[i / per_line].0[4 * lane + i % 4] |= code << (i % per_line / 4 * 4);
+        }
     }
 }
 
-fn pack_zeros(w: &Grouped) -> Zeros {
-    match w.zeros() {
-        [first, rest @ ..] if rest.iter().all(|zero| zero == first) => Zeros::All(*first),
-        zeros => Zeros::Each(by_tile(w, zeros, 0, |zero| zero)),
+/// Spreads `[n, groups]` values of a part over its tiles.
+fn by_tile<T: Copy>(w: &Grouped, values: &[T], vectors: &mut [[T; LANES]]) {
+    let groups = w.shape().groups();
+    for (row, values) in values.chunks_exact(groups).enumerate() {
+        let tile = &mut vectors[row / LANES * groups..][..groups];
+        for (vector, value) in tile.iter_mut().zip(values) {
+            vector[row % LANES] = *value;
+        }
+    }
+}
+
+impl Scales {
+    /// As f16 if that changes none of them.
+    fn new(scales: Vec<[f32; LANES]>) -> Self {
+        let narrow = |vector: &[f32; LANES]| {
+            let (mut narrow, mut again) = ([half::f16::ZERO; LANES], [0.0; LANES]);
+            narrow.convert_from_f32_slice(vector);
+            narrow.convert_to_f32_slice(&mut again);
+            let same = vector.map(f32::to_bits) == again.map(f32::to_bits);
+            same.then(|| narrow.map(half::f16::to_bits))
+        };
+        let narrowed: Option<Vec<_>> = scales.par_iter().map(narrow).collect();
+        narrowed.map_or(Self::F32(scales), Self::F16)
+    }
+}
+
+impl Zeros {
+    /// One for all if the `n` rows have no other.
+    fn new(zeros: Vec<[u8; LANES]>, groups: usize, n: usize) -> Self {
+        let first = zeros[0][0];
+        let same = |(tile, vectors): (usize, &[[u8; LANES]])| {
+            let lanes = LANES.min(n - tile * LANES);
+            vectors.iter().all(|vector| vector[..lanes].iter().all(|zero| *zero == first))
+        };
+        match zeros.chunks_exact(groups).enumerate().all(same) {
+            true => Self::All(first),
+            false => Self::Each(zeros),
+        }
     }
 }
 
@@ -267,6 +337,40 @@ mod tests {
                 prop_assert_eq!(&out, &quant::reference::dequantize_row(&w, row));
             }
         }
+    }
+
+    #[test]
+    fn rows_of_many_parts_survive_packing() {
+        let spec = GroupedSpec { n: 150, k: 4096, zeros: true, ..GroupedSpec::default() };
+        for spec in [GroupedSpec { bits: Bits::Eight, ..spec }, GroupedSpec { n: 300, ..spec }] {
+            assert!(Parts::new(spec.n, spec.bits.row_bytes(spec.k)).tiles * LANES * 2 < spec.n);
+            let w = random_grouped(&spec);
+            let (packed, mut out) = (Packed::new(&w), vec![f32::NAN; spec.k]);
+            for row in 0..spec.n {
+                packed.row(row, &mut out);
+                assert_eq!(out, quant::reference::dequantize_row(&w, row), "row {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_in_different_column_orders_are_refused() {
+        let spec = GroupedSpec { n: 300, k: 4096, act_order: true, ..GroupedSpec::default() };
+        let [a, b] = [1, 2].map(|seed| random_grouped(&GroupedSpec { seed, ..spec }));
+        let (label, shape) = ("w".to_owned(), [spec.n, spec.k]);
+        let format = quant::Weight::Grouped(a.clone()).format();
+        let deliver = |rows: Range<usize>| Ok(if rows.end < 300 { &a } else { &b }.rows(rows));
+        let refused = Packed::load(&WeightDecl { label, shape, format }, deliver).unwrap_err();
+        assert!(
+            refused.to_string().starts_with("weight w: expected one column order"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn one_zero_point_for_all_rows_is_found_beside_padding() {
+        let spec = GroupedSpec { n: 17, ..GroupedSpec::default() };
+        assert!(matches!(Packed::new(&random_grouped(&spec)).zeros, Zeros::All(8)));
     }
 
     #[test]

@@ -10,14 +10,9 @@
 pub(crate) const LANES: usize = 16;
 
 /// 64 bytes of codes, aligned to a cache line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [u8; 64]);
-
-impl Line {
-    /// All codes zero.
-    pub(crate) const ZERO: Self = Self([0; 64]);
-}
 
 /// An instruction set. A value of an implementing type proves that the processor has it.
 ///

@@ -10,17 +10,30 @@
 
 use super::dense::DenseTiles;
 use super::packed::Packed;
+use super::pages::Pages;
+use super::repack::Parts;
+use super::simd::LANES;
 use crate::program::{Op, Program, WeightId};
 use crate::{Error, WeightSource, validate};
-use quant::{Dense, Weight};
+use quant::{Dense, FloatType, Format, Grouped, Weight};
+use rayon::prelude::*;
+use std::ops::Range;
 
 /// One weight.
 #[derive(Debug)]
 pub(crate) enum Stored {
     Packed(Packed),
     Tiles(DenseTiles),
-    Rows(Dense<'static>),
+    Rows(Rows),
     Vector(Vec<f32>),
+}
+
+/// A table that is read row by row, as delivered.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    float: FloatType,
+    /// `[n, k]` little-endian elements.
+    bytes: Pages<u8>,
 }
 
 impl Stored {
@@ -45,7 +58,10 @@ impl Stored {
         match self {
             Self::Packed(packed) => packed.row(row, out_k),
             Self::Tiles(tiles) => tiles.row(row, out_k),
-            Self::Rows(dense) => dense.row(row, out_k),
+            Self::Rows(Rows { float, bytes }) => {
+                let stride = out_k.len() * float.bytes();
+                float.widen(&bytes[row * stride..][..stride], out_k);
+            }
             Self::Vector(vector) => out_k.copy_from_slice(vector),
         }
     }
@@ -55,7 +71,7 @@ impl Stored {
         match self {
             Self::Packed(packed) => packed.bytes(),
             Self::Tiles(tiles) => tiles.bytes(),
-            Self::Rows(dense) => dense.bytes().len(),
+            Self::Rows(rows) => rows.bytes.len(),
             Self::Vector(vector) => size_of_val(&vector[..]),
         }
     }
@@ -68,10 +84,10 @@ struct Uses {
     vector: bool,
 }
 
-/// Pulls and repacks every weight, one at a time, with `threads` threads.
+/// Pulls and repacks every weight, one after another, parts of it on `threads` threads.
 pub(crate) fn load(
     program: &Program,
-    source: &mut dyn WeightSource,
+    source: &dyn WeightSource,
     threads: usize,
 ) -> Result<Vec<Stored>, Error> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -81,10 +97,10 @@ pub(crate) fn load(
     })?;
     let uses = uses(program);
     let one = |(i, uses): (usize, &Uses)| {
-        let id = WeightId(i as u32);
-        let weight = source.load(id)?;
-        validate::weight(program, id, &weight)?;
-        Ok(pool.install(|| store(weight, *uses)))
+        let loader = Loader { program, source, id: WeightId(i as u32) };
+        let stored = pool.install(|| loader.store(*uses));
+        source.release(loader.id);
+        stored
     };
     uses.iter().enumerate().map(one).collect()
 }
@@ -113,11 +129,122 @@ fn uses(program: &Program) -> Vec<Uses> {
     uses
 }
 
-fn store(weight: Weight<'_>, uses: Uses) -> Stored {
-    match weight {
-        Weight::Grouped(grouped) => Stored::Packed(Packed::new(&grouped)),
-        Weight::Dense(dense) if uses.vector => Stored::Vector(dense.to_f32()),
-        Weight::Dense(dense) if uses.linear => Stored::Tiles(DenseTiles::new(&dense)),
-        Weight::Dense(dense) => Stored::Rows(dense.into_owned()),
+/// One weight of a source.
+struct Loader<'a> {
+    program: &'a Program,
+    source: &'a dyn WeightSource,
+    id: WeightId,
+}
+
+impl<'a> Loader<'a> {
+    fn store(&self, uses: Uses) -> Result<Stored, Error> {
+        let decl = &self.program.weights[self.id.index()];
+        Ok(match decl.format {
+            Format::Grouped { .. } => Stored::Packed(Packed::load(decl, |r| self.grouped(r))?),
+            Format::Dense(_) if uses.vector => {
+                Stored::Vector(self.dense(0..decl.shape[0])?.to_f32())
+            }
+            Format::Dense(float) if uses.linear => {
+                Stored::Tiles(DenseTiles::load(decl.shape, float, |rows| self.dense(rows))?)
+            }
+            Format::Dense(float) => Stored::Rows(self.rows(decl.shape, float)?),
+        })
+    }
+
+    /// The rows of a table.
+    fn rows(&self, [n, k]: [usize; 2], float: FloatType) -> Result<Rows, Error> {
+        let stride = k * float.bytes();
+        let mut bytes = Pages::zeroed(n * stride)?;
+        let parts = Parts::new(n, stride);
+        let all = bytes.par_chunks_mut(parts.tiles * LANES * stride).enumerate();
+        all.try_for_each(|(part, bytes)| {
+            bytes.copy_from_slice(self.dense(parts.rows(part))?.bytes());
+            Ok(())
+        })?;
+        Ok(Rows { float, bytes })
+    }
+
+    /// Rows of a weight, as declared.
+    fn weight(&self, rows: Range<usize>) -> Result<Weight<'a>, Error> {
+        let weight = self.source.load(self.id, rows.clone())?;
+        validate::weight(self.program, self.id, rows, &weight)?;
+        Ok(weight)
+    }
+
+    fn dense(&self, rows: Range<usize>) -> Result<Dense<'a>, Error> {
+        match self.weight(rows)? {
+            Weight::Dense(dense) => Ok(dense),
+            Weight::Grouped(_) => Err(self.other_kind()),
+        }
+    }
+
+    fn grouped(&self, rows: Range<usize>) -> Result<Grouped, Error> {
+        match self.weight(rows)? {
+            Weight::Grouped(grouped) => Ok(grouped),
+            Weight::Dense(_) => Err(self.other_kind()),
+        }
+    }
+
+    /// Validation lets no weight of another kind than declared pass.
+    fn other_kind(&self) -> Error {
+        let decl = &self.program.weights[self.id.index()];
+        let (label, expected) = (decl.label.clone(), decl.format.to_string());
+        Error::Weight { label, expected, found: "a weight of another kind".to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{GroupedSpec, random_grouped};
+    use super::*;
+    use crate::program::{SlotId, WeightDecl};
+    use std::sync::Mutex;
+
+    /// Delivers weights from memory and writes down which were released.
+    struct Source(Vec<Weight<'static>>, Mutex<Vec<WeightId>>);
+
+    impl WeightSource for Source {
+        fn load(&self, id: WeightId, rows: Range<usize>) -> Result<Weight<'_>, Error> {
+            Ok(self.0[id.index()].rows(rows))
+        }
+
+        fn release(&self, id: WeightId) {
+            self.1.lock().unwrap().push(id);
+        }
+    }
+
+    #[test]
+    fn rows_of_many_parts_come_back_and_each_weight_is_released() {
+        let [n, k] = [200, 4096];
+        let values: Vec<f32> = (0..n * k).map(|i| i as f32).collect();
+        let spec = GroupedSpec { n, k, ..GroupedSpec::default() };
+        let weights = vec![
+            Weight::Dense(Dense::from_f32([n, k], &values)),
+            Weight::Grouped(random_grouped(&spec)),
+        ];
+        let decl = |(i, w): (usize, &Weight<'_>)| WeightDecl {
+            label: format!("w{i}"),
+            shape: w.shape(),
+            format: w.format(),
+        };
+        let program = Program {
+            weights: weights.iter().enumerate().map(decl).collect(),
+            slots: vec![],
+            ropes: vec![],
+            kv: vec![],
+            steps: vec![],
+            logits: SlotId(0),
+        };
+        let source = Source(weights, Mutex::default());
+        let stored = load(&program, &source, 3).unwrap();
+        assert_eq!(*source.1.lock().unwrap(), [WeightId(0), WeightId(1)]);
+        assert!(matches!(stored[0], Stored::Rows(_)));
+        let mut row = vec![0.0; k];
+        for i in 0..n {
+            for (stored, weight) in stored.iter().zip(&source.0) {
+                stored.row(i, &mut row);
+                assert_eq!(row, quant::reference::row(weight, i), "row {i}");
+            }
+        }
     }
 }

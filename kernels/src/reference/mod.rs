@@ -34,16 +34,18 @@ impl Backend for ReferenceBackend {
     fn build(
         &self,
         program: &Program,
-        weights: &mut dyn WeightSource,
+        weights: &dyn WeightSource,
         limits: &StepLimits,
     ) -> Result<Box<dyn Runner>, Error> {
         validate::program(program)?;
         validate::limits(limits)?;
         let load = |i| {
-            let id = WeightId(i);
-            let weight = weights.load(id)?;
-            validate::weight(program, id, &weight)?;
-            Ok(Matrix::dequantize(&weight))
+            let (id, rows) = (WeightId(i), 0..program.weights[i as usize].shape[0]);
+            let weight = weights.load(id, rows.clone())?;
+            validate::weight(program, id, rows, &weight)?;
+            let matrix = Matrix::dequantize(&weight);
+            weights.release(id);
+            Ok(matrix)
         };
         let matrices = (0..program.weights.len() as u32).map(load).collect::<Result<_, Error>>()?;
         Ok(Box::new(ReferenceRunner::new(program, matrices, limits)))

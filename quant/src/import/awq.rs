@@ -11,6 +11,7 @@ use super::RawTensor;
 use super::layout::{Layout, Unpacked, bad_shape, setting};
 use super::packed::{crop_rows, transpose};
 use crate::{Bits, Error, Format, Grouped};
+use std::ops::Range;
 
 /// Output column of each nibble of a word.
 const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
@@ -47,7 +48,7 @@ pub fn format(settings: &Settings, shape: [usize; 2], has_g_idx: bool) -> Result
     Ok(layout(settings, shape)?.format(false))
 }
 
-/// Unpacks an `[n, k]` matrix.
+/// Unpacks rows `rows` (some of the n) of an `[n, k]` matrix.
 ///
 /// # Errors
 /// Those of [`format()`], and a named one for each tensor whose type, shape, length or values do
@@ -55,19 +56,32 @@ pub fn format(settings: &Settings, shape: [usize; 2], has_g_idx: bool) -> Result
 pub fn import(
     settings: &Settings,
     [n, k]: [usize; 2],
+    rows: Range<usize>,
     tensors: &Tensors<'_>,
 ) -> Result<Grouped, Error> {
     let layout = layout(settings, [n, k])?;
-    let groups = layout.groups();
+    // A word holds eight rows: whole words are unpacked, then the rows cut out.
+    let octets = rows.start / 8..rows.end.div_ceil(8);
+    let whole = octets.start * 8..octets.end * 8;
+    let layout = layout.rows(&whole);
+    let (groups, count) = (layout.groups(), whole.len());
     let qweight = tensors.qweight.words([k, n / 8])?;
-    let scales = transpose(&tensors.scales.floats([groups, n])?, n);
+    let scales_gr = tensors.scales.floats([groups, n], [0..groups, whole.clone()])?;
     let zeros = match &tensors.qzeros {
-        None => vec![8; n * groups],
-        Some(qzeros) => transpose(&zero_points(qzeros.words([groups, n / 8])?), n),
+        None => vec![8; count * groups],
+        Some(qzeros) => {
+            let words = qzeros.words([groups, n / 8])?;
+            transpose(&zero_points(words, n / 8, &octets), count, 0..count)
+        }
     };
-    let rows = transpose(&pack_along_k(qweight, n), n).into_flattened();
-    let codes = crop_rows(rows, k.div_ceil(8) * 4, k / 2);
-    layout.finish(tensors.qweight.name, Unpacked { codes, scales, zeros, perm: None })
+    let words = pack_along_k(qweight, n / 8, &octets);
+    let stream = transpose(&words, count, 0..count).into_flattened();
+    let codes = crop_rows(stream, k.div_ceil(8) * 4, k / 2);
+    let scales = transpose(&scales_gr, count, 0..count);
+    let unpacked = Unpacked { codes, scales, zeros, perm: None };
+    let all = layout.finish(tensors.qweight.name, unpacked)?;
+    let wanted = rows.start - whole.start..rows.end - whole.start;
+    Ok(if wanted.len() == count { all } else { all.rows(wanted) })
 }
 
 fn layout(settings: &Settings, [n, k]: [usize; 2]) -> Result<Layout, Error> {
@@ -80,9 +94,10 @@ fn layout(settings: &Settings, [n, k]: [usize; 2]) -> Result<Layout, Error> {
     Layout::new([n, k], Bits::Four, settings.group)
 }
 
-/// Zero points `[groups, n]`.
-fn zero_points(words: &[[u8; 4]]) -> Vec<u8> {
-    let mut zeros = vec![[0; 8]; words.len()];
+/// Zero points `[groups, 8 * octets]` in those columns of rows of `width` words.
+fn zero_points(words: &[[u8; 4]], width: usize, octets: &Range<usize>) -> Vec<u8> {
+    let words = words.chunks_exact(width).flat_map(|row| &row[octets.clone()]);
+    let mut zeros = vec![[0; 8]; words.clone().count()];
     for (octet, word) in zeros.iter_mut().zip(words) {
         for (i, column) in ORDER.into_iter().enumerate() {
             octet[column] = (u32::from_le_bytes(*word) >> (4 * i)) as u8 & 15;
@@ -91,15 +106,15 @@ fn zero_points(words: &[[u8; 4]]) -> Vec<u8> {
     zeros.into_flattened()
 }
 
-/// Repacks `[k, n / 8]` words along n to `[k / 8, n]` words along k, the last row padded by zeros.
-fn pack_along_k(words: &[[u8; 4]], n: usize) -> Vec<[u8; 4]> {
-    let k = words.len() / (n / 8);
+/// Repacks columns `octets` of `[k, width]` words along n to `[k / 8, 8 * octets]` words along k,
+/// the last row padded by zeros.
+fn pack_along_k(words: &[[u8; 4]], width: usize, octets: &Range<usize>) -> Vec<[u8; 4]> {
+    let (k, n) = (words.len() / width, 8 * octets.len());
     let mut out = vec![[0; 4]; k.div_ceil(8) * n];
-    // Eight rows of n / 8 words hold as many words as one row of n.
-    for (eight_rows, row_n) in words.chunks(n).zip(out.chunks_exact_mut(n)) {
-        for (column, octet) in row_n.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+    for (eight_rows, row_n) in words.chunks(8 * width).zip(out.chunks_exact_mut(n)) {
+        for (column, octet) in octets.clone().zip(row_n.as_chunks_mut::<8>().0) {
             let mut block = [0; 8];
-            for (word, row) in block.iter_mut().zip(eight_rows.chunks_exact(n / 8)) {
+            for (word, row) in block.iter_mut().zip(eight_rows.chunks_exact(width)) {
                 *word = u32::from_le_bytes(row[column]);
             }
             for (word, output) in transpose_nibbles(block).into_iter().zip(ORDER) {
@@ -134,7 +149,11 @@ mod tests {
         let owned = packing::awq(m, dtype);
         let [qweight, qzeros, scales] = owned.each_ref().map(|t| t.raw());
         let tensors = Tensors { qweight, qzeros: (!symmetric).then_some(qzeros), scales };
-        import(&Settings { bits: 4, group: m.group }, [m.n, m.k], &tensors).unwrap()
+        let settings = Settings { bits: 4, group: m.group };
+        let all = import(&settings, [m.n, m.k], 0..m.n, &tensors).unwrap();
+        let part = import(&settings, [m.n, m.k], 3..m.n - 1, &tensors).unwrap();
+        assert_eq!(part, all.rows(3..m.n - 1));
+        all
     }
 
     proptest! {

@@ -15,6 +15,7 @@ use super::RawTensor;
 use super::layout::{Layout, Unpacked, setting};
 use super::packed::{crop_rows, word_count};
 use crate::{Bits, Error, Format, Grouped};
+use std::ops::Range;
 
 /// What `config_groups` says of one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +52,7 @@ pub fn format(settings: &Settings, shape: [usize; 2], has_g_idx: bool) -> Result
     Ok(layout(settings, shape)?.format(has_g_idx))
 }
 
-/// Unpacks an `[n, k]` matrix.
+/// Unpacks rows `rows` (some of the n) of an `[n, k]` matrix.
 ///
 /// # Errors
 /// Those of [`format()`], [`Error::Missing`] for an asymmetric matrix without zero points, and a
@@ -59,16 +60,17 @@ pub fn format(settings: &Settings, shape: [usize; 2], has_g_idx: bool) -> Result
 pub fn import(
     settings: &Settings,
     [n, k]: [usize; 2],
+    rows: Range<usize>,
     tensors: &Tensors<'_>,
 ) -> Result<Grouped, Error> {
-    let layout = layout(settings, [n, k])?;
+    let layout = layout(settings, [n, k])?.rows(&rows);
     let groups = layout.groups();
     let bits = usize::from(settings.bits);
     check_shape([n, k], tensors.shape.as_ref())?;
     let words = word_count(k, bits);
-    let packed = tensors.packed.words([n, words])?;
-    let scales = tensors.scale.floats([n, groups])?;
-    let zeros = zero_points(settings, [n, groups], tensors)?;
+    let packed = &tensors.packed.words([n, words])?[rows.start * words..rows.end * words];
+    let scales = tensors.scale.floats([n, groups], [rows.clone(), 0..groups])?;
+    let zeros = zero_points(settings, [n, groups], &rows, tensors)?;
     let perm = order(&layout, k, tensors.g_idx.as_ref())?;
     let codes = crop_rows(packed.as_flattened().to_vec(), words * 4, k * bits / 8);
     layout.finish(tensors.packed.name, Unpacked { codes, scales, zeros, perm })
@@ -93,16 +95,17 @@ fn check_shape([n, k]: [usize; 2], shape: Option<&RawTensor<'_>>) -> Result<(), 
     }
 }
 
-/// Zero points `[n, groups]`, with the offset of the codes.
+/// Zero points `[rows, groups]`, with the offset of the codes.
 fn zero_points(
     settings: &Settings,
     [n, groups]: [usize; 2],
+    rows: &Range<usize>,
     tensors: &Tensors<'_>,
 ) -> Result<Vec<u8>, Error> {
     let bits = usize::from(settings.bits);
     let Some(packed) = &tensors.zero_point else {
         return match settings.symmetric {
-            true => Ok(vec![1 << (bits - 1); n * groups]),
+            true => Ok(vec![1 << (bits - 1); rows.len() * groups]),
             false => Err(Error::Missing {
                 tensor: format!("weight_zero_point of {}", tensors.packed.name),
                 reason: "the configuration says the weights are asymmetric".to_owned(),
@@ -110,14 +113,13 @@ fn zero_points(
         };
     };
     let words = packed.words([word_count(n, bits), groups])?;
-    let mut zeros = Vec::with_capacity(words.len() * 32 / bits);
-    for row in words.chunks_exact(groups) {
-        for shift in (0..32).step_by(bits) {
-            let zero = |word: &[u8; 4]| (u32::from_le_bytes(*word) >> shift) as u8;
-            zeros.extend(row.iter().map(|word| zero(word) & (u8::MAX >> (8 - bits))));
-        }
+    let mut zeros = Vec::with_capacity(rows.len() * groups);
+    for row in rows.clone() {
+        let (word, shift) = (row * bits / 32, row * bits % 32);
+        let zero = |word: &[u8; 4]| (u32::from_le_bytes(*word) >> shift) as u8;
+        let words = &words[word * groups..][..groups];
+        zeros.extend(words.iter().map(|word| zero(word) & (u8::MAX >> (8 - bits))));
     }
-    zeros.truncate(n * groups);
     Ok(zeros)
 }
 
@@ -149,7 +151,11 @@ mod tests {
         let g_idx = ordered.then_some(g_idx);
         let tensors = Tensors { packed, scale, zero_point, g_idx, shape: Some(shape) };
         let settings = Settings { bits: m.bits as u8, group: m.group, symmetric };
-        import(&settings, [m.n, m.k], &tensors).unwrap()
+        let all = import(&settings, [m.n, m.k], 0..m.n, &tensors).unwrap();
+        let rows = m.n / 3..m.n.div_ceil(2);
+        let part = import(&settings, [m.n, m.k], rows.clone(), &tensors).unwrap();
+        assert_eq!(part, all.rows(rows));
+        all
     }
 
     proptest! {
@@ -183,7 +189,7 @@ mod tests {
         let (packed, scale) = (packed.unwrap(), scale.unwrap());
         let tensors = Tensors { packed, scale, zero_point, g_idx: Some(unset.raw()), shape: None };
         let settings = Settings { bits: 4, group: Some(32), symmetric: false };
-        m.assert_is(&import(&settings, [8, 64], &tensors).unwrap());
+        m.assert_is(&import(&settings, [8, 64], 0..8, &tensors).unwrap());
     }
 
     #[test]

@@ -77,7 +77,8 @@ impl Checkpoint {
             scales: self.tensor(module, "scales"),
             g_idx: self.find(module, "g_idx"),
         };
-        gptq::import(&gptq::Settings { bits, group, version }, shape, &tensors).unwrap()
+        gptq::import(&gptq::Settings { bits, group, version }, shape, 0..shape[0], &tensors)
+            .unwrap()
     }
 
     fn awq(&self, module: &str) -> Grouped {
@@ -89,7 +90,7 @@ impl Checkpoint {
             scales: self.tensor(module, "scales"),
         };
         let shape = [qweight.shape[1] * 8, qweight.shape[0]];
-        awq::import(&awq::Settings { bits: 4, group }, shape, &tensors).unwrap()
+        awq::import(&awq::Settings { bits: 4, group }, shape, 0..shape[0], &tensors).unwrap()
     }
 
     fn compressed(&self, module: &str) -> Grouped {
@@ -108,7 +109,7 @@ impl Checkpoint {
             shape: self.find(module, "weight_shape"),
         };
         let shape = [packed.shape[0], packed.shape[1] * 32 / usize::from(settings.bits)];
-        compressed::import(&settings, shape, &tensors).unwrap()
+        compressed::import(&settings, shape, 0..shape[0], &tensors).unwrap()
     }
 }
 

@@ -13,6 +13,7 @@ use super::RawTensor;
 use super::layout::{Layout, Unpacked, bad_shape, setting};
 use super::packed::{code_at, transpose, widen, word_count};
 use crate::{Bits, Error, Format, Grouped};
+use std::ops::Range;
 
 /// How zero points are stored (`checkpoint_format`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,7 +57,7 @@ pub fn format(settings: &Settings, shape: [usize; 2], has_g_idx: bool) -> Result
     Ok(layout(settings, shape)?.format(has_g_idx))
 }
 
-/// Unpacks an `[n, k]` matrix.
+/// Unpacks rows `rows` (some of the n) of an `[n, k]` matrix.
 ///
 /// # Errors
 /// Those of [`format()`], and a named one for each tensor whose type, shape, length or values do
@@ -64,22 +65,25 @@ pub fn format(settings: &Settings, shape: [usize; 2], has_g_idx: bool) -> Result
 pub fn import(
     settings: &Settings,
     [n, k]: [usize; 2],
+    rows: Range<usize>,
     tensors: &Tensors<'_>,
 ) -> Result<Grouped, Error> {
-    let layout = layout(settings, [n, k])?;
+    let layout = layout(settings, [n, k])?.rows(&rows);
     let groups = layout.groups();
     let bits = usize::from(settings.bits);
     let qweight = tensors.qweight.words([word_count(k, bits), n])?;
-    let scales_gn = tensors.scales.floats([groups, n])?;
-    let zeros_gn = zero_points(settings, [groups, n], &tensors.qzeros)?;
+    let scales_gr = tensors.scales.floats([groups, n], [0..groups, rows.clone()])?;
+    let zeros_gr = zero_points(settings, [groups, n], &rows, &tensors.qzeros)?;
     let perm = tensors.g_idx.as_ref().map_or(Ok(None), |g_idx| layout.order(g_idx))?;
-    let rows = transpose(qweight, n).into_flattened();
+    let stream = transpose(qweight, n, rows.clone()).into_flattened();
     let codes = match bits {
-        2 => widen::<2>(&rows),
-        3 => widen::<3>(&rows),
-        _ => rows,
+        2 => widen::<2>(&stream),
+        3 => widen::<3>(&stream),
+        _ => stream,
     };
-    let (scales, zeros) = (transpose(&scales_gn, n), transpose(&zeros_gn, n));
+    let all = 0..rows.len();
+    let scales = transpose(&scales_gr, rows.len(), all.clone());
+    let zeros = transpose(&zeros_gr, rows.len(), all);
     layout.finish(tensors.qweight.name, Unpacked { codes, scales, zeros, perm })
 }
 
@@ -98,10 +102,11 @@ fn layout(settings: &Settings, [n, k]: [usize; 2]) -> Result<Layout, Error> {
     Layout::new([n, k], bits, settings.group)
 }
 
-/// True zero points `[groups, n]`.
+/// True zero points `[groups, rows]`.
 fn zero_points(
     settings: &Settings,
     [groups, n]: [usize; 2],
+    rows: &Range<usize>,
     qzeros: &RawTensor<'_>,
 ) -> Result<Vec<u8>, Error> {
     let bits = usize::from(settings.bits);
@@ -111,11 +116,11 @@ fn zero_points(
         Version::V1 => (u8::MAX >> (8 - bits), 1),
         Version::V2 => (u8::MAX, 0),
     };
-    let mut zeros = Vec::with_capacity(groups * n);
+    let mut zeros = Vec::with_capacity(groups * rows.len());
     for row in stored.chunks_exact(words) {
         let stream = row.as_flattened();
         let zero = |i| code_at(stream, bits, i).wrapping_add(less) & mask;
-        zeros.extend((0..n).map(zero));
+        zeros.extend(rows.clone().map(zero));
     }
     Ok(zeros)
 }
@@ -135,7 +140,10 @@ mod tests {
         let g_idx = ordered.then_some(g_idx);
         let settings = Settings { bits: m.bits as u8, group: m.group, version };
         let tensors = Tensors { qweight, qzeros, scales, g_idx };
-        import(&settings, [m.n, m.k], &tensors).unwrap()
+        let all = import(&settings, [m.n, m.k], 0..m.n, &tensors).unwrap();
+        let part = import(&settings, [m.n, m.k], 3..m.n - 1, &tensors).unwrap();
+        assert_eq!(part, all.rows(3..m.n - 1));
+        all
     }
 
     proptest! {
@@ -176,8 +184,9 @@ mod tests {
         let (name, dtype, shape) = ("qzeros", RawType::I32, &[1usize, 1][..]);
         let raw = RawTensor { name, dtype, shape, bytes: words.as_flattened() };
         let settings = |version| Settings { bits: 4, group: None, version };
-        assert_eq!(zero_points(&settings(Version::V1), [1, 8], &raw).unwrap(), [0; 8]);
-        assert_eq!(zero_points(&settings(Version::V2), [1, 8], &raw).unwrap(), [15; 8]);
+        let zeros = |version| zero_points(&settings(version), [1, 8], &(0..8), &raw).unwrap();
+        assert_eq!(zeros(Version::V1), [0; 8]);
+        assert_eq!(zeros(Version::V2), [15; 8]);
     }
 
     #[test]

@@ -22,19 +22,19 @@ fn matrix() -> Matrix {
 fn import_gptq(tensors: &[Owned; 4], shape: [usize; 2]) -> Result<Grouped, Error> {
     let [qweight, qzeros, scales, g_idx] = tensors.each_ref().map(|t| t.raw());
     let tensors = gptq::Tensors { qweight, qzeros, scales, g_idx: Some(g_idx) };
-    gptq::import(&GPTQ, shape, &tensors)
+    gptq::import(&GPTQ, shape, 0..shape[0], &tensors)
 }
 
 fn import_awq(tensors: &[Owned; 3], shape: [usize; 2]) -> Result<Grouped, Error> {
     let [qweight, qzeros, scales] = tensors.each_ref().map(|t| t.raw());
-    awq::import(&AWQ, shape, &awq::Tensors { qweight, qzeros: Some(qzeros), scales })
+    awq::import(&AWQ, shape, 0..shape[0], &awq::Tensors { qweight, qzeros: Some(qzeros), scales })
 }
 
 fn import_compressed(tensors: &[Owned; 5], shape: [usize; 2]) -> Result<Grouped, Error> {
     let [packed, scale, zero_point, g_idx, declared] = tensors.each_ref().map(|t| Some(t.raw()));
     let (packed, scale) = (packed.unwrap(), scale.unwrap());
     let tensors = compressed::Tensors { packed, scale, zero_point, g_idx, shape: declared };
-    compressed::import(&COMPRESSED, shape, &tensors)
+    compressed::import(&COMPRESSED, shape, 0..shape[0], &tensors)
 }
 
 /// The message for GPTQ tensors after `damage`.
@@ -168,7 +168,7 @@ fn asymmetric_needs_zero_points() {
     let tensors = packing::compressed(&matrix(), RawType::F16);
     let [packed, scale, ..] = tensors.each_ref().map(|t| t.raw());
     let tensors = compressed::Tensors { packed, scale, zero_point: None, g_idx: None, shape: None };
-    let err = compressed::import(&COMPRESSED, SHAPE, &tensors).unwrap_err();
+    let err = compressed::import(&COMPRESSED, SHAPE, 0..SHAPE[0], &tensors).unwrap_err();
     assert_eq!(
         err.to_string(),
         "tensor weight_zero_point of m.weight_packed is missing: \
@@ -248,12 +248,12 @@ proptest! {
         let maybe = |i: usize, tensor| some[i].then_some(tensor);
         let version = if v1 { gptq::Version::V1 } else { gptq::Version::V2 };
         let t = gptq::Tensors { qweight: a, qzeros: b, scales: c, g_idx: maybe(0, d) };
-        let _ = gptq::import(&gptq::Settings { bits, group, version }, shape, &t);
+        let _ = gptq::import(&gptq::Settings { bits, group, version }, shape, 0..shape[0], &t);
         let t = awq::Tensors { qweight: a, qzeros: maybe(0, b), scales: c };
-        let _ = awq::import(&awq::Settings { bits, group }, shape, &t);
+        let _ = awq::import(&awq::Settings { bits, group }, shape, 0..shape[0], &t);
         let (zero_point, g_idx, declared) = (maybe(0, c), maybe(1, d), maybe(2, e));
         let t = compressed::Tensors { packed: a, scale: b, zero_point, g_idx, shape: declared };
-        let _ = compressed::import(&compressed::Settings { bits, group, symmetric: v1 }, shape, &t);
+        let _ = compressed::import(&compressed::Settings { bits, group, symmetric: v1 }, shape, 0..shape[0], &t);
     }
 
     /// One thing wrong with one tensor: refused, or imported where it is only another value.

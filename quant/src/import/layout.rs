@@ -7,6 +7,7 @@
 
 use super::RawTensor;
 use crate::{Bits, Error, Format, Grouped, GroupedParts, GroupedShape};
+use std::ops::Range;
 
 /// The groups of a checkpoint's matrix and how they map to canonical ones.
 #[derive(Debug, Clone, Copy)]
@@ -54,9 +55,21 @@ impl Layout {
         Format::Grouped { bits: self.shape.bits, group: self.shape.group, act_order }
     }
 
+    /// The same for rows `rows` alone, which must be some of the n.
+    pub(super) fn rows(self, rows: &Range<usize>) -> Self {
+        let GroupedShape { n, .. } = self.shape;
+        assert!(rows.start < rows.end && rows.end <= n, "rows {rows:?} of {n}");
+        Self { shape: GroupedShape { n: rows.len(), ..self.shape }, ..self }
+    }
+
     /// Columns sorted by their group in `g_idx` (stable), or none where they are already sorted.
     pub(super) fn order(&self, g_idx: &RawTensor<'_>) -> Result<Option<Vec<u32>>, Error> {
         let group_of_k = g_idx.integers(self.shape.k)?;
+        // The usual case, asked again for every range of rows: nothing is reordered.
+        let plain = |(g, group): (usize, &[i64])| group.iter().all(|&found| found == g as i64);
+        if group_of_k.chunks(self.stored).enumerate().all(plain) {
+            return Ok(None);
+        }
         let mut members = vec![0; self.groups()];
         for (column, &group) in group_of_k.iter().enumerate() {
             let count = usize::try_from(group).ok().and_then(|g| members.get_mut(g));
@@ -66,11 +79,13 @@ impl Layout {
             })? += 1;
         }
         self.check_members(g_idx, &members)?;
-        if group_of_k.is_sorted() {
-            return Ok(None);
+        let mut free: Vec<usize> = (0..members.len()).map(|group| group * self.stored).collect();
+        let mut perm = vec![0; self.shape.k];
+        for (column, &group) in group_of_k.iter().enumerate() {
+            let place = &mut free[group as usize];
+            perm[*place] = column as u32;
+            *place += 1;
         }
-        let mut perm: Vec<u32> = (0..self.shape.k as u32).collect();
-        perm.sort_by_key(|&column| group_of_k[column as usize]);
         Ok(Some(perm))
     }
 

@@ -6,6 +6,8 @@
 //!
 //! Not here: which axis a format packs along. Input: slices whose lengths the caller has checked.
 
+use std::ops::Range;
+
 /// Words of 32 bits that hold `count` codes (below 2^31) of `bits` bits.
 pub(super) fn word_count(count: usize, bits: usize) -> usize {
     (count as u64 * bits as u64).div_ceil(32) as usize
@@ -22,35 +24,42 @@ pub(super) fn code_at(stream: &[u8], bits: usize, index: usize) -> u8 {
 /// Side of the square blocks that [`transpose`] works in: sixteen words are one cache line.
 const TILE: usize = 16;
 
-/// `[rows, columns]` to `[columns, rows]`, in blocks so that each cache line is touched once.
-pub(super) fn transpose<T: Copy + Default>(values: &[T], columns: usize) -> Vec<T> {
+/// Columns `keep` of `[rows, columns]` to `[keep, rows]`, in blocks so that each cache line is
+/// touched once; a band of rows is read from left to right, which the processor foresees.
+pub(super) fn transpose<T: Copy + Default>(
+    values: &[T],
+    columns: usize,
+    keep: Range<usize>,
+) -> Vec<T> {
     let rows = values.len() / columns;
-    let mut out = vec![T::default(); values.len()];
+    let mut out = vec![T::default(); rows * keep.len()];
     for row in (0..rows).step_by(TILE) {
-        for column in (0..columns).step_by(TILE) {
-            transpose_tile(values, &mut out, [rows, columns], [row, column]);
+        for column in keep.clone().step_by(TILE) {
+            let (height, width) = (TILE.min(rows - row), TILE.min(keep.end - column));
+            let mut tile = [[T::default(); TILE]; TILE];
+            for (line, row) in tile.iter_mut().zip(row..row + height) {
+                let from = &values[row * columns + column..][..width];
+                match <&[T; TILE]>::try_from(from) {
+                    Ok(full) => *line = *full,
+                    Err(_) => line[..width].copy_from_slice(from),
+                }
+            }
+            let out = &mut out[(column - keep.start) * rows + row..];
+            for (c, line) in turn(&tile)[..width].iter().enumerate() {
+                let to = &mut out[c * rows..][..height];
+                match <&mut [T; TILE]>::try_from(&mut *to) {
+                    Ok(full) => *full = *line,
+                    Err(_) => to.copy_from_slice(&line[..height]),
+                }
+            }
         }
     }
     out
 }
 
-fn transpose_tile<T: Copy + Default>(
-    values: &[T],
-    out: &mut [T],
-    [rows, columns]: [usize; 2],
-    [row, column]: [usize; 2],
-) {
-    let (height, width) = (TILE.min(rows - row), TILE.min(columns - column));
-    let mut tile = [[T::default(); TILE]; TILE];
-    for (r, line) in tile[..height].iter_mut().enumerate() {
-        line[..width].copy_from_slice(&values[(row + r) * columns + column..][..width]);
-    }
-    for c in 0..width {
-        let to = &mut out[(column + c) * rows + row..][..height];
-        for (value, line) in to.iter_mut().zip(&tile) {
-            *value = line[c];
-        }
-    }
+/// The square turned; its loops have fixed ends and unroll.
+fn turn<T: Copy>(tile: &[[T; TILE]; TILE]) -> [[T; TILE]; TILE] {
+    std::array::from_fn(|c| std::array::from_fn(|r| tile[r][c]))
 }
 
 /// Widens a bit stream of `BITS`-bit codes (2 or 3) to nibbles; eight codes fill `BITS` bytes.
@@ -83,9 +92,13 @@ mod tests {
     fn transposes_any_shape() {
         for (rows, columns) in [(1, 1), (1, 40), (16, 16), (17, 33), (5, 64), (48, 3)] {
             let values: Vec<usize> = (0..rows * columns).collect();
-            let turned = transpose(&values, columns);
-            for (i, v) in turned.iter().enumerate() {
-                assert_eq!(*v, i % rows * columns + i / rows, "{rows} x {columns} at {i}");
+            for keep in [0..columns, columns / 3..columns, columns / 2..columns / 2 + 1] {
+                let turned = transpose(&values, columns, keep.clone());
+                assert_eq!(turned.len(), rows * keep.len());
+                for (i, v) in turned.iter().enumerate() {
+                    let expected = i % rows * columns + keep.start + i / rows;
+                    assert_eq!(*v, expected, "{rows} x {columns}, {keep:?} at {i}");
+                }
             }
         }
     }

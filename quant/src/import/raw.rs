@@ -4,6 +4,7 @@
 //! Not here: what the words mean. Input: name, type, shape and bytes from a file header.
 
 use crate::{Dense, Error, FloatType};
+use std::ops::Range;
 
 /// Element type of a raw tensor, as far as the importers tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,8 +59,12 @@ impl<'a> RawTensor<'a> {
         Ok(self.bytes.as_chunks::<4>().0)
     }
 
-    /// The finite floats of a tensor of shape `[rows, columns]`, widened to f32.
-    pub(super) fn floats(&self, shape: [usize; 2]) -> Result<Vec<f32>, Error> {
+    /// The floats in a part of a tensor of shape `[rows, columns]`, widened to f32 and finite.
+    pub(super) fn floats(
+        &self,
+        shape: [usize; 2],
+        [rows, columns]: [Range<usize>; 2],
+    ) -> Result<Vec<f32>, Error> {
         let float = match self.dtype {
             RawType::F32 => FloatType::F32,
             RawType::F16 => FloatType::F16,
@@ -69,10 +74,18 @@ impl<'a> RawTensor<'a> {
             }
         };
         self.check(&shape, float.bytes())?;
-        let values = Dense::new(self.name, float, shape, self.bytes)?.to_f32();
+        let all = Dense::new(self.name, float, shape, self.bytes)?;
+        let width = columns.len().max(1);
+        let mut values = vec![0.0; rows.len() * columns.len()];
+        for (row, out) in rows.clone().zip(values.chunks_exact_mut(width)) {
+            all.columns(row, columns.clone(), out);
+        }
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
-            Some(i) => Err(self.value("scale", i, &values[i], "a finite number".to_owned())),
+            Some(i) => {
+                let at = (rows.start + i / width) * shape[1] + columns.start + i % width;
+                Err(self.value("scale", at, &values[i], "a finite number".to_owned()))
+            }
         }
     }
 

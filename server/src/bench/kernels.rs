@@ -93,9 +93,9 @@ impl Measured {
             trace: false,
         };
         let backend = load::backend(&place.device_args())?;
-        let mut weights = MadeUp::new(&program.weights);
+        let weights = MadeUp::new(&program.weights);
         let backend = backend.as_ref();
-        let mut runner = load::build_program(&program, &mut weights, backend, &limits, io)?;
+        let mut runner = load::build_program(&program, &weights, backend, &limits, io)?;
         let mut least = [f64::INFINITY; ROWS.len()];
         step(runner.as_mut(), ROWS[0])?;
         let mut ceilings = place.ceilings()?;

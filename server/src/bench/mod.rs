@@ -40,9 +40,9 @@ pub(crate) fn run(args: &BenchArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let mut writer = Writer::new(&STEPS, args.measuring.output);
     for place in places(&args.measuring)? {
         let backend = load::backend(&place.device_args())?;
-        let mut weights = subject.weights();
+        let weights = subject.weights();
         let (program, limits) = (subject.program(), needs.limits());
-        let runner = load::build_program(program, weights.as_mut(), backend.as_ref(), &limits, io)?;
+        let runner = load::build_program(program, weights.as_ref(), backend.as_ref(), &limits, io)?;
         let mut session = Session::new(runner, program, needs);
         for test in &tests {
             let measured = measure(test, args, place, &mut session)?;
