@@ -240,15 +240,16 @@ fn pack_tile(w: &Grouped, rows: Range<usize>, lines: &mut [Line]) {
         for (words, row) in square.iter_mut().zip(rows.clone()) {
             let quads = w.codes()[row * bytes..][..bytes].as_chunks::<4>().0;
             for (word, quad) in words.iter_mut().zip(&quads[i * LANES..][..lines.len()]) {
-                *word = u32::from_le_bytes(*quad);
+                *word = u32::from_ne_bytes(*quad);
+            }
+        }
+        if shape.bits == Bits::Four {
+            for word in square.as_flattened_mut() {
+                *word = shuffle(u32::from_le(*word)).to_le();
             }
         }
         for (line, words) in lines.iter_mut().zip(turn(&square)) {
-            let words = match shape.bits {
-                Bits::Four => words.map(shuffle),
-                Bits::Eight => words,
-            };
-            *line = Line(bytemuck::cast(words.map(u32::to_le_bytes)));
+            *line = Line(bytemuck::cast(words));
         }
     }
 }

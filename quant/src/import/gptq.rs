@@ -119,8 +119,11 @@ fn zero_points(
     let mut zeros = Vec::with_capacity(groups * rows.len());
     for row in stored.chunks_exact(words) {
         let stream = row.as_flattened();
-        let zero = |i| code_at(stream, bits, i).wrapping_add(less) & mask;
-        zeros.extend(rows.clone().map(zero));
+        let zero = |code: u8| code.wrapping_add(less) & mask;
+        match bits {
+            4 => zeros.extend(rows.clone().map(|i| zero(stream[i / 2] >> (i % 2 * 4) & 15))),
+            _ => zeros.extend(rows.clone().map(|i| zero(code_at(stream, bits, i)))),
+        }
     }
     Ok(zeros)
 }

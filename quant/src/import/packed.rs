@@ -33,10 +33,11 @@ pub(super) fn transpose<T: Copy + Default>(
 ) -> Vec<T> {
     let rows = values.len() / columns;
     let mut out = vec![T::default(); rows * keep.len()];
+    // Where a block is cut short, the rest of the square is left over from before and not used.
+    let mut tile = [[T::default(); TILE]; TILE];
     for row in (0..rows).step_by(TILE) {
         for column in keep.clone().step_by(TILE) {
             let (height, width) = (TILE.min(rows - row), TILE.min(keep.end - column));
-            let mut tile = [[T::default(); TILE]; TILE];
             for (line, row) in tile.iter_mut().zip(row..row + height) {
                 let from = &values[row * columns + column..][..width];
                 match <&[T; TILE]>::try_from(from) {
