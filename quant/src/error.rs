@@ -67,3 +67,14 @@ pub enum Error {
         found: String,
     },
 }
+
+impl Error {
+    /// The same of a tensor's elements behind the first `elements`, counted from its start.
+    #[must_use]
+    pub fn behind(mut self, elements: usize) -> Self {
+        if let Self::Value { index, .. } = &mut self {
+            *index += elements;
+        }
+        self
+    }
+}

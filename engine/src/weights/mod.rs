@@ -161,13 +161,10 @@ impl<'m> ModelWeights<'m> {
                 let Format::Grouped { bits, group, .. } = decl.format else {
                     return Err(self.broken(decl));
                 };
+                let before = rows.start * part.shape[1];
                 let floats = self.floats(decl, &(*part, rows))?;
-                quantize::round_to_nearest(
-                    &self.checkpoint.info(*tensor).name,
-                    &floats,
-                    bits,
-                    group,
-                )
+                let name = &self.checkpoint.info(*tensor).name;
+                quantize::round_to_nearest(name, &floats, bits, group).map_err(|e| e.behind(before))
             }
             Storage::Gptq { settings, qweight, qzeros, scales, g_idx } => {
                 let (qweight, qzeros) = (raw(*qweight), raw(*qzeros));
