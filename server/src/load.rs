@@ -60,6 +60,7 @@ pub(crate) fn backend(args: &DeviceArgs) -> anyhow::Result<Box<dyn Backend>> {
                 IsaName::Scalar => Isa::Scalar,
                 IsaName::Avx2 => Isa::Avx2,
                 IsaName::Avx512 => Isa::Avx512,
+                IsaName::Amx => Isa::Amx,
             });
             Ok(Box::new(CpuBackend::new(&CpuOptions { threads: args.threads, isa })?))
         }

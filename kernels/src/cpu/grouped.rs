@@ -252,7 +252,7 @@ fn dot_tiles<S: Simd, C: Codes<S>, const LINES: usize, const T: usize, const M: 
 
 /// Scales and zero points of a group.
 #[inline(always)]
-fn factors<S: Simd>(s: S, tile: &Tile<'_>, group: usize) -> (S::F, S::I) {
+pub(crate) fn factors<S: Simd>(s: S, tile: &Tile<'_>, group: usize) -> (S::F, S::I) {
     let scale = match tile.scales {
         TileScales::F16(all) => s.widen_f16(&all[group]),
         TileScales::F32(all) => s.load(&all[group]),

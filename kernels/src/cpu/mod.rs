@@ -3,7 +3,7 @@
 //! ```text
 //! build   store (weights repacked, one at a time) -> plan (phases, memory, barriers) -> runner
 //! step    runner -> team (one wake-up) -> exec (a member's share of a phase) -> kernel
-//! kernel  one body over simd::Simd: scalar, avx2, avx512
+//! kernel  one body over simd::Simd: scalar, avx2, avx512 (and matmul for amx)
 //! ```
 //! A row's result is the same bits whatever the other rows of the step, the number of threads and
 //! the instruction set. Linears over quantized weights use int8 activations (`grouped` states
@@ -21,6 +21,7 @@ mod grouped;
 mod isa;
 mod kv;
 mod math;
+mod matmul;
 mod norm;
 mod packed;
 mod plan;
