@@ -85,6 +85,13 @@ impl CpuBackend {
         Ok(Self { machine, team, shrinks })
     }
 
+    /// Scalar code with matrix registers in plain Rust: the `amx` path on any machine.
+    #[cfg(test)]
+    pub(crate) fn emulated_amx(threads: usize) -> Result<Self, Error> {
+        let machine = Machine::EmulatedAmx(testing::EmulatedUnit);
+        Ok(Self { machine, team: Arc::new(Team::new(threads)?), shrinks: false })
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.machine.isa()
