@@ -17,11 +17,11 @@
 //! A panel holds signed codes: `code - zero` for 4 bits, so that nothing is left to subtract;
 //! `code - 128` for 8 bits, which leaves `(zero - 128) * a_sum`. Reference: the generic kernel.
 //!
-//! Expected, not measured (no such processor was at hand): for 32 rows, 32 weight rows and 128
-//! columns (262144 operations) the matrix unit works 8 products x 16 cycles = 128 cycles; loads
-//! take 8 x 8 for tiles and 80 for scaling, stores 64 and 64, vector arithmetic 96, opening codes
-//! 80 for every 128 rows. All at once: 144 cycles, 5.5 TOPS a core at 3 GHz; one after another:
-//! about 380, 2.1 TOPS.
+//! Expected rate (not measured: no such processor at hand). For 32 rows, two tiles and 128 columns,
+//! 262144 operations, the matrix unit works 8 products x 16 cycles = 128 cycles. Loads take 64 for
+//! matrix tiles and 80 to scale, stores 64 and 64, vector arithmetic 96; opening codes takes 80,
+//! shared by 128 rows. All at once that is 144 cycles, 5.5 TOPS a core at 3 GHz; one after another
+//! about 380 cycles, 2.1 TOPS.
 
 // Loops over the bytes of a line count indices: they become one vector operation each.
 #![allow(clippy::needless_range_loop)]
@@ -34,8 +34,8 @@ use super::simd::{LANES, Line, Simd};
 use super::tile::put;
 use quant::Bits;
 
-/// Fewest rows worth the matrix unit: below, half of each tile would be idle, and the generic
-/// kernel reads the weights as fast as they come from memory.
+/// Fewest rows worth the matrix unit. A product costs as much for one row as for 32: about 260
+/// cycles with opening and scaling, where dots of 16 rows take 512 in the vector unit.
 pub(crate) const FEWEST_ROWS: usize = 16;
 
 /// Rows of a matrix tile.

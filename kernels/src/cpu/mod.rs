@@ -8,7 +8,7 @@
 //! A row's result is the same bits whatever the other rows of the step, the number of threads and
 //! the instruction set. Linears over quantized weights use int8 activations (`grouped` states
 //! their error); everything else is f32, the KV cache f16. Unsafe code lives in `x86`
-//! (intrinsics), `share` (memory of the team) and `exec` (who touches what) alone.
+//! (intrinsics, assembly), `share` (memory of the team) and `exec` (who touches what) alone.
 //!
 //! Not here: GPUs; families of models. Start at [`CpuBackend`], then `exec`.
 
