@@ -24,7 +24,7 @@ pub struct Layout {
     pub layers: Vec<LayerWeights>,
     /// `[1, d]`, the norm before the head.
     pub norm: WeightId,
-    /// `[v, d]`; the embedding's id where they are one matrix.
+    /// `[v, d]`; the embedding's id where they are one weight.
     pub head: WeightId,
 }
 

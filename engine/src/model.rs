@@ -30,6 +30,26 @@ pub struct Model {
     stop_tokens: Vec<TokenId>,
 }
 
+/// Choices of the caller about a model; the default keeps everything as the files have it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// The head's matrix.
+    pub head: Head,
+}
+
+/// In which format the head's matrix is delivered. One that the files have quantized stays so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Head {
+    /// As the files have it.
+    #[default]
+    Keep,
+    /// Floats become int8 codes ([`quant::quantize`]) on loading: half the bytes of f16. A
+    /// matrix shared with the embedding keeps its floats there.
+    Int8,
+    /// Like [`Head::Int8`] where a layer of the model is quantized, else [`Head::Keep`].
+    Auto,
+}
+
 /// A matrix of the checkpoint, for `inspect`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModuleInfo {
@@ -44,12 +64,20 @@ pub struct ModuleInfo {
 }
 
 impl Model {
+    /// Opens a model with the default options: what the files say, exactly.
+    ///
+    /// # Errors
+    /// Those of [`Model::open_with`].
+    pub fn open(files: ModelFiles) -> Result<Self, Error> {
+        Self::open_with(files, &ModelOptions::default())
+    }
+
     /// Opens a model.
     ///
     /// # Errors
     /// Everything that makes the model unusable, except values inside weights: see the variants
     /// of [`Error`].
-    pub fn open(files: ModelFiles) -> Result<Self, Error> {
+    pub fn open_with(files: ModelFiles, options: &ModelOptions) -> Result<Self, Error> {
         let config = read_object(&files, CONFIG)?.ok_or_else(|| Error::MissingFile {
             path: files.path(CONFIG),
             needed_for: "it says which architecture the model has; is this a model folder?"
@@ -61,8 +89,9 @@ impl Model {
         let stop_tokens = stop_tokens(&files, &config, spec.vocab)?;
         config.finish()?;
         let checkpoint = Checkpoint::open(&files)?;
-        let Plan { layout, recipes, modules } = plan(&checkpoint, &spec, &quantization)?;
-        spec.tied_head = layout.head == layout.embed;
+        let plan = plan(&checkpoint, &spec, &quantization, options.head)?;
+        let Plan { layout, tied_head, recipes, modules } = plan;
+        spec.tied_head = tied_head;
         let program = lower(&spec, layout);
         Ok(Self { files, spec, program, checkpoint, recipes, modules, stop_tokens })
     }

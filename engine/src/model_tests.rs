@@ -12,6 +12,10 @@ fn open(dir: &Path) -> Result<Model, Error> {
     Model::open(ModelFiles::Folder(dir.to_owned()))
 }
 
+fn open_with(dir: &Path, head: Head) -> Result<Model, Error> {
+    Model::open_with(ModelFiles::Folder(dir.to_owned()), &ModelOptions { head })
+}
+
 /// Loads every weight and checks it against its declaration.
 fn load_all(model: &Model) {
     let mut weights = model.weights();
@@ -52,10 +56,12 @@ fn cases() -> Vec<PathBuf> {
 #[test]
 fn every_golden_case_opens_and_loads() {
     for dir in cases() {
-        let model = open(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-        load_all(&model);
-        kernels::validate::program(model.program()).unwrap();
-        assert!(model.stop_tokens().len() == 1, "{}", dir.display());
+        for head in [Head::Keep, Head::Int8, Head::Auto] {
+            let model = open_with(&dir, head).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+            load_all(&model);
+            kernels::validate::program(model.program()).unwrap();
+            assert!(model.stop_tokens().len() == 1, "{}", dir.display());
+        }
     }
 }
 

@@ -19,7 +19,7 @@ pub struct ModelSpec {
     pub layers: Vec<LayerSpec>,
     /// Epsilon of the norm before the head.
     pub final_norm_eps: f32,
-    /// Whether the head shares the embedding's matrix.
+    /// Whether the files have one matrix for the head and the embedding.
     pub tied_head: bool,
 }
 

@@ -3,6 +3,7 @@
 //! Not here: arithmetic on them. Input: bytes of a safetensors tensor, borrowed or owned.
 
 use crate::Error;
+use half::slice::HalfFloatSliceExt;
 use std::borrow::Cow;
 
 /// A float type a checkpoint may store.
@@ -119,8 +120,13 @@ fn widen(float: FloatType, bytes: &[u8], out: &mut [f32]) {
             }
         }
         FloatType::F16 => {
-            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *o = half::f16::from_le_bytes(*b).to_f32();
+            // Piece by piece: a single conversion would ask for the instruction set each time.
+            let mut piece = [half::f16::ZERO; 64];
+            for (out, bytes) in out.chunks_mut(64).zip(bytes.chunks(128)) {
+                for (h, b) in piece.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *h = half::f16::from_le_bytes(*b);
+                }
+                piece[..out.len()].convert_to_f32_slice(out);
             }
         }
         FloatType::Bf16 => {

@@ -167,7 +167,7 @@ impl Grouped {
     }
 }
 
-fn check_shape(tensor: &str, shape: &GroupedShape) -> Result<(), Error> {
+pub(crate) fn check_shape(tensor: &str, shape: &GroupedShape) -> Result<(), Error> {
     let GroupedShape { n, k, group, bits } = *shape;
     let even = bits == Bits::Eight || k % 2 == 0;
     if n == 0 || k == 0 || group == 0 || !k.is_multiple_of(group) || !even {

@@ -12,6 +12,7 @@ mod dense;
 mod error;
 mod grouped;
 pub mod import;
+pub mod quantize;
 pub mod reference;
 mod weight;
 

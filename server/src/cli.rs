@@ -116,6 +116,9 @@ pub struct DeviceArgs {
     /// Instruction set of the cpu device; default: the best this machine has
     #[arg(long, value_enum)]
     pub cpu_isa: Option<IsaName>,
+    /// Format of the head's matrix; default: auto, for logits keep
+    #[arg(long, value_enum)]
+    pub head: Option<HeadName>,
 }
 
 /// Devices.
@@ -125,6 +128,18 @@ pub enum DeviceName {
     Cpu,
     /// The scalar specification in f32 and f64: exact and slow.
     Reference,
+}
+
+/// Formats of the head's matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HeadName {
+    /// int8 on the cpu device if the model's layers are quantized, else keep.
+    Auto,
+    /// As the model's files have it.
+    Keep,
+    /// int8 where the files have floats: half the bytes, rounded by at most 1/254 of a group's
+    /// greatest weight.
+    Int8,
 }
 
 /// Instruction sets of the cpu device.
@@ -161,6 +176,9 @@ pub struct LogitsArgs {
 pub struct InspectArgs {
     /// Model folder, `demo` or `demo-draft`
     pub model: String,
+    /// Format of the head's matrix, as for run
+    #[arg(long, value_enum, default_value_t = HeadName::Auto)]
+    pub head: HeadName,
     /// Print every step of the program with its shapes and bytes
     #[arg(long)]
     pub plan: bool,

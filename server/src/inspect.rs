@@ -1,16 +1,20 @@
 //! `foretoken inspect`: what a model is before it runs; reads headers and configs, no weights.
 
 use crate::Io;
-use crate::cli::{DeviceArgs, DeviceName, InspectArgs};
+use crate::cli::{DeviceArgs, DeviceName, HeadName, InspectArgs};
 use crate::load;
 use engine::model::Model;
-use kernels::Backend;
+use kernels::program::Op;
+use kernels::{Backend, Program};
+use quant::Format;
 use serde_json::{Value, json};
 
 /// Runs the command.
 pub(crate) fn run(args: &InspectArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
-    let model = load::open(&args.model)?;
-    let backends = backends()?;
+    let cpu = device(DeviceName::Cpu, Some(args.head));
+    let model = load::open(&args.model, load::head(&cpu, args.head))?;
+    let backends = [cpu, device(DeviceName::Reference, None)];
+    let backends = backends.iter().map(load::backend).collect::<anyhow::Result<Vec<_>>>()?;
     if args.json {
         writeln!(io.out, "{}", describe(&model, &backends, args.plan))?;
         return Ok(());
@@ -24,9 +28,19 @@ pub(crate) fn run(args: &InspectArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn backends() -> anyhow::Result<Vec<Box<dyn Backend>>> {
-    let of = |device| load::backend(&DeviceArgs { device, threads: None, cpu_isa: None });
-    Ok(vec![of(DeviceName::Cpu)?, of(DeviceName::Reference)?])
+fn device(device: DeviceName, head: Option<HeadName>) -> DeviceArgs {
+    DeviceArgs { device, threads: None, cpu_isa: None, head }
+}
+
+/// Format and bytes of the matrix that makes the logits.
+fn head(program: &Program) -> Option<(Format, usize)> {
+    program.steps.iter().rev().find_map(|step| match step.op {
+        Op::Linear { weight, .. } => {
+            let decl = &program.weights[weight.index()];
+            Some((decl.format, decl.format.bytes(decl.shape)))
+        }
+        _ => None,
+    })
 }
 
 fn print_summary(model: &Model, io: &mut Io<'_>) -> anyhow::Result<()> {
@@ -43,6 +57,9 @@ fn print_summary(model: &Model, io: &mut Io<'_>) -> anyhow::Result<()> {
     )?;
     writeln!(io.out, "weights      {:>14} bytes", program.weight_bytes())?;
     writeln!(io.out, "read a token {:>14} bytes", program.bytes_per_token())?;
+    if let Some((format, bytes)) = head(program) {
+        writeln!(io.out, "of this, head {bytes:>13} bytes ({format})")?;
+    }
     writeln!(io.out, "KV a token   {:>14} bytes (f16; {} as f32)", kv * 2, kv * 4)?;
     Ok(())
 }
@@ -59,7 +76,7 @@ fn print_modules(model: &Model, io: &mut Io<'_>) -> anyhow::Result<()> {
 }
 
 /// Distinct formats of the program's weights, in order of appearance.
-fn formats(model: &Model) -> Vec<quant::Format> {
+fn formats(model: &Model) -> Vec<Format> {
     let mut all = vec![];
     for weight in &model.program().weights {
         if weight.shape[0] > 1 && !all.contains(&weight.format) {
@@ -115,6 +132,7 @@ fn describe(model: &Model, backends: &[Box<dyn Backend>], plan: bool) -> Value {
         "context_len": spec.context_len,
         "weight_bytes": program.weight_bytes(),
         "bytes_per_token": program.bytes_per_token(),
+        "head": head(program).map(|(f, bytes)| json!({"format": f.to_string(), "bytes": bytes})),
         "kv_bytes_per_token": program.kv_elements_per_token() * 2,
         "tensors": modules,
         "kernels": kernels,

@@ -1,10 +1,10 @@
 //! From the words on the command line to a model and a runner on a device.
 
-use crate::cli::{DeviceArgs, DeviceName, IsaName};
+use crate::cli::{DeviceArgs, DeviceName, HeadName, IsaName};
 use crate::{Io, demo};
 use anyhow::{Context, anyhow, bail};
 use engine::files::ModelFiles;
-use engine::model::Model;
+use engine::model::{Head, Model, ModelOptions};
 use kernels::cpu::{CpuBackend, CpuOptions, Isa, available_threads};
 use kernels::program::WeightId;
 use kernels::reference::ReferenceBackend;
@@ -39,8 +39,17 @@ pub(crate) fn find(name: &str) -> anyhow::Result<ModelFiles> {
 }
 
 /// Opens the model called `name`.
-pub(crate) fn open(name: &str) -> anyhow::Result<Model> {
-    Ok(Model::open(find(name)?)?)
+pub(crate) fn open(name: &str, head: Head) -> anyhow::Result<Model> {
+    Ok(Model::open_with(find(name)?, &ModelOptions { head })?)
+}
+
+/// The format of the head that `args` ask for, `default` where they say nothing.
+pub(crate) fn head(args: &DeviceArgs, default: HeadName) -> Head {
+    match (args.head.unwrap_or(default), args.device) {
+        (HeadName::Keep, _) | (HeadName::Auto, DeviceName::Reference) => Head::Keep,
+        (HeadName::Auto, DeviceName::Cpu) => Head::Auto,
+        (HeadName::Int8, _) => Head::Int8,
+    }
 }
 
 /// The backend that `args` ask for.

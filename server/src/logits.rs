@@ -1,7 +1,7 @@
 //! `foretoken logits`: the logits of every position, as a safetensors file.
 
 use crate::Io;
-use crate::cli::LogitsArgs;
+use crate::cli::{HeadName, LogitsArgs};
 use crate::load::{self, STEP_TOKENS, Unexpected};
 use anyhow::Context;
 use engine::forward;
@@ -10,7 +10,8 @@ use safetensors::tensor::{Dtype, TensorView};
 
 /// Runs the command.
 pub(crate) fn run(args: &LogitsArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
-    let model = load::open(&args.model)?;
+    // These logits are for comparing with other programs, so nothing is rounded unasked.
+    let model = load::open(&args.model, load::head(&args.device, HeadName::Keep))?;
     let ids: Vec<TokenId> = args.ids.iter().map(|&id| TokenId(id)).collect();
     forward::check(&ids, model.spec().vocab, model.spec().context_len)?;
     let limits = forward::limits(ids.len(), STEP_TOKENS);

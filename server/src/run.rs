@@ -1,7 +1,7 @@
 //! `foretoken run`: continue one prompt and stream the text.
 
 use crate::Io;
-use crate::cli::{RunArgs, SamplingArgs};
+use crate::cli::{HeadName, RunArgs, SamplingArgs};
 use crate::load::{self, STEP_TOKENS, Unexpected};
 use crate::speed::{Roofline, Timings};
 use anyhow::{Context, bail};
@@ -22,7 +22,7 @@ use std::time::Instant;
 pub(crate) fn run(args: &RunArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let start = Instant::now();
     let (name, prompt) = split_arguments(&args.model_and_prompt)?;
-    let model = load::open(name)?;
+    let model = load::open(name, load::head(&args.device, HeadName::Auto))?;
     let tokenizer = tokenizer(&model, args)?;
     let prompt = prompt_tokens(args, prompt, &model, tokenizer.as_ref(), io)?;
     let request = request(args, prompt, &model)?;

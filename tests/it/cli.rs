@@ -128,6 +128,30 @@ fn inspect_and_devices_describe() {
 }
 
 #[test]
+fn heads_are_int8_where_that_is_worth_it() {
+    let inspect = |words: &[&str]| json(&[&["inspect", "demo", "--json"], words].concat());
+    let [keep, int8, auto] = ["keep", "int8", "auto"].map(|head| inspect(&["--head", head]));
+    assert_eq!(keep["head"]["format"], "f16");
+    assert_eq!(int8["head"]["format"], "w8g128");
+    assert_eq!(auto, int8, "the demo's layers are quantized");
+    assert_eq!(inspect(&[]), auto);
+    let bytes = |run: &Value| run["bytes_per_token"].as_u64().expect("bytes");
+    // 4096 rows of 256 columns: two bytes each, or one and two scales of two bytes.
+    assert_eq!(bytes(&keep) - bytes(&int8), 4096 * (2 * 256 - (256 + 2 * 2)));
+    let run = |words: &[&str]| {
+        let words = [&["run", "fn ", "--max-tokens", "2", "--json"], words].concat();
+        bytes(&json(&words)["timings"])
+    };
+    assert_eq!(run(&[]), bytes(&int8));
+    assert_eq!(run(&["--head", "keep"]), bytes(&keep));
+    assert_eq!(run(&["--device", "reference"]), bytes(&keep), "the reference rounds nothing");
+    assert_eq!(run(&["--device", "reference", "--head", "int8"]), bytes(&int8));
+    let float = testkit::golden("decoders/qwen2");
+    let float = json(&["inspect", float.to_str().expect("utf-8"), "--json"]);
+    assert!(!float["head"]["format"].as_str().expect("a format").starts_with('w'), "{float}");
+}
+
+#[test]
 fn mistakes_get_one_sentence() {
     assert_refused(&foretoken(&["run", "./nowhere", "hi"]), &["./nowhere", "folder"]);
     assert_refused(&foretoken(&["run", "./nowhere"]), &["./nowhere"]);

@@ -4,7 +4,7 @@
 //! float32. Both spellings of the configuration must give the same logits.
 
 use crate::run::{self, Device};
-use engine::model::Model;
+use engine::model::{Head, Model};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,6 +13,9 @@ use testkit::Tensor;
 /// Float32 against float32: transformers' own orders of summation differ by up to 5e-5; 1e-3 is
 /// twenty times that and a seven hundredth of the smallest effect of any configuration key.
 const F32_TOLERANCE: f64 = 1e-3;
+
+/// Six deviations of the noise of rounding to int8, see [`tolerance`].
+pub(crate) const ROUNDING: f64 = 6.0 * 0.0064;
 
 struct Case {
     name: String,
@@ -39,8 +42,9 @@ fn cases(section: &str) -> Vec<Case> {
 /// Gaussian values (max about 2.8 deviations) is noise of `2.8 / 127 / sqrt(12)` = 0.0064
 /// deviations in every product. Of a layer's four linears each adds that share of the logits'
 /// deviation to the stream at most; independent shares add as squares. Six deviations of the sum
-/// cover the about ten thousand logits of a case (normal tail 2e-9).
-fn tolerance(device: Device, case: &Case, model: &Model) -> f64 {
+/// cover the about ten thousand logits of a case (normal tail 2e-9). A head rounded to int8 is
+/// one linear more, with the same noise in its weights: two shares.
+fn tolerance(device: Device, case: &Case, model: &Model, head: Head) -> f64 {
     if device == Device::Reference {
         return F32_TOLERANCE;
     }
@@ -48,7 +52,8 @@ fn tolerance(device: Device, case: &Case, model: &Model) -> f64 {
     let grouped = |f: &quant::Format| matches!(f, quant::Format::Grouped { .. });
     let int8 = if model.program().weights.iter().any(|w| grouped(&w.format)) {
         let std = case.expected["logits_std"].as_f64().expect("logits_std");
-        6.0 * 0.0064 * std * (4.0 * model.spec().layers.len() as f64).sqrt()
+        let shares = 4 * model.spec().layers.len() + if head == Head::Keep { 0 } else { 2 };
+        ROUNDING * std * (shares as f64).sqrt()
     } else {
         0.0
     };
@@ -89,8 +94,8 @@ fn check_greedy(case: &Case, prompt: &Value, model: &Model, device: Device, tole
 }
 
 /// Runs all prompts of a case; the largest error of its logits over the tolerance.
-fn check_case(case: &Case, model: &Model, device: Device) -> (f64, f64) {
-    let tolerance = tolerance(device, case, model);
+fn check_case(case: &Case, model: &Model, device: Device, head: Head) -> (f64, f64) {
+    let tolerance = tolerance(device, case, model, head);
     let mut worst = 0.0f64;
     for prompt in case.expected["prompts"].as_array().expect("prompts") {
         let name = prompt["name"].as_str().expect("a name");
@@ -129,15 +134,17 @@ fn check_legacy(case: &Case, model: &Model, device: Device) -> bool {
     true
 }
 
-fn check_section(section: &str, device: Device) {
+fn check_section(section: &str, device: Device, head: Head) {
     let (mut failures, mut twins) = (vec![], 0);
     let all = cases(section);
     assert!(all.len() >= 14, "{section} has only {} cases", all.len());
     for case in &all {
-        let model = run::open(&case.dir);
-        let (worst, allowed) = check_case(case, &model, device);
-        twins += usize::from(check_legacy(case, &model, device));
-        println!("{device:?} {:<44} {worst:.2e} of {allowed:.2e}", case.name);
+        let model = run::open_with(&case.dir, head);
+        let (worst, allowed) = check_case(case, &model, device, head);
+        if head == Head::Keep {
+            twins += usize::from(check_legacy(case, &model, device));
+        }
+        println!("{device:?} {head:?} {:<44} {worst:.2e} of {allowed:.2e}", case.name);
         if worst > allowed {
             failures.push(format!("{}: {worst:.3e} > {allowed:.3e}", case.name));
         }
@@ -148,20 +155,48 @@ fn check_section(section: &str, device: Device) {
 
 #[test]
 fn decoders_on_reference() {
-    check_section("decoders", Device::Reference);
+    check_section("decoders", Device::Reference, Head::Keep);
 }
 
 #[test]
 fn decoders_on_cpu() {
-    check_section("decoders", Device::Cpu);
+    check_section("decoders", Device::Cpu, Head::Keep);
 }
 
 #[test]
 fn quantized_on_reference() {
-    check_section("quantized", Device::Reference);
+    check_section("quantized", Device::Reference, Head::Keep);
 }
 
 #[test]
 fn quantized_on_cpu() {
-    check_section("quantized", Device::Cpu);
+    check_section("quantized", Device::Cpu, Head::Keep);
+}
+
+#[test]
+fn quantized_on_cpu_with_int8_heads() {
+    check_section("quantized", Device::Cpu, Head::Auto);
+}
+
+/// On the reference device nothing else differs: one share of rounding noise, that of the head's
+/// weights. It must show, or nothing was rounded; a head that was quantized stays as it is.
+#[test]
+fn int8_heads_differ_by_their_rounding() {
+    let mut rounded = 0;
+    for case in &cases("quantized") {
+        let [keep, int8] = [Head::Keep, Head::Int8].map(|head| run::open_with(&case.dir, head));
+        let std = case.expected["logits_std"].as_f64().expect("logits_std");
+        let prompt = &case.expected["prompts"][0];
+        let ids = run::ids(&prompt["ids"]);
+        let [a, b] = [&keep, &int8].map(|m| run::logits(m, Device::Reference, &ids, 512));
+        let off = a.iter().zip(&b).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+        println!("{:<44} {off:.2e} of {:.2e}", case.name, ROUNDING * std);
+        if keep.program() == int8.program() {
+            assert!(a == b, "{}", case.name);
+            continue;
+        }
+        rounded += 1;
+        assert!(off > 0.0 && off <= ROUNDING * std, "{}: {off}", case.name);
+    }
+    assert!(rounded >= 14, "{rounded} cases have float heads");
 }

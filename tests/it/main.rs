@@ -9,6 +9,7 @@ mod cli;
 mod demo;
 mod golden;
 mod hostile;
+mod kl;
 mod models;
 mod run;
 mod tidy;

@@ -3,7 +3,7 @@
 use engine::engine::{Engine, EngineConfig};
 use engine::files::ModelFiles;
 use engine::forward;
-use engine::model::Model;
+use engine::model::{Head, Model, ModelOptions};
 use engine::request::{Event, Request};
 use engine::sampler::SamplingParams;
 use kernels::Backend;
@@ -32,7 +32,11 @@ impl Device {
 }
 
 pub(crate) fn open(dir: &Path) -> Model {
-    Model::open(ModelFiles::Folder(dir.to_owned()))
+    open_with(dir, Head::Keep)
+}
+
+pub(crate) fn open_with(dir: &Path, head: Head) -> Model {
+    Model::open_with(ModelFiles::Folder(dir.to_owned()), &ModelOptions { head })
         .unwrap_or_else(|e| panic!("{}: {}", dir.display(), chain(&e)))
 }
 

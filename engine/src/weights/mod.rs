@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, TensorId};
 use kernels::WeightSource;
 use kernels::program::{WeightDecl, WeightId};
 use quant::import::{RawTensor, RawType, awq, compressed, gptq};
-use quant::{Dense, FloatType, Format, Grouped, Weight};
+use quant::{Dense, FloatType, Format, Grouped, Weight, quantize};
 
 /// How to make one weight from tensors of the checkpoint: its parts are stacked by rows.
 #[derive(Debug, Clone)]
@@ -104,7 +104,12 @@ impl<'m> ModelWeights<'m> {
         self.delivered = parts.iter().flat_map(|p| p.storage.tensors()).collect();
         match decl.format {
             Format::Dense(float) => self.dense(decl, float, parts).map(Weight::Dense),
-            Format::Grouped { .. } => self.grouped(decl, parts).map(Weight::Grouped),
+            Format::Grouped { .. } => {
+                let made = self.grouped(decl, parts);
+                // Nothing borrows from the files, so their pages can go before it is repacked.
+                self.release();
+                made.map(Weight::Grouped)
+            }
         }
     }
 
@@ -118,11 +123,8 @@ impl<'m> ModelWeights<'m> {
         let mut bytes = Vec::new();
         for part in parts {
             let Storage::Dense(tensor) = part.storage else { return Err(self.broken(decl)) };
-            let own = float_type(self.checkpoint, tensor).ok_or_else(|| self.broken(decl))?;
-            let name = &self.checkpoint.info(tensor).name;
-            let part = Dense::new(name, own, part.shape, self.checkpoint.bytes(tensor))
-                .map_err(|e| self.at(tensor, e))?;
-            match own == float {
+            let part = self.floats(decl, tensor, part.shape)?;
+            match part.float() == float {
                 true if parts.len() == 1 => return Ok(part),
                 true => bytes.extend_from_slice(part.bytes()),
                 false => bytes.extend(part.to_f32().iter().flat_map(|v| v.to_le_bytes())),
@@ -133,10 +135,23 @@ impl<'m> ModelWeights<'m> {
             .map_err(|source| Error::Weight { path: root, source })
     }
 
+    /// Tensor `tensor` as it is stored.
+    fn floats(
+        &self,
+        decl: &WeightDecl,
+        tensor: TensorId,
+        shape: [usize; 2],
+    ) -> Result<Dense<'m>, Error> {
+        let own = float_type(self.checkpoint, tensor).ok_or_else(|| self.broken(decl))?;
+        let name = &self.checkpoint.info(tensor).name;
+        Dense::new(name, own, shape, self.checkpoint.bytes(tensor)).map_err(|e| self.at(tensor, e))
+    }
+
+    /// Imported codes, or floats rounded to codes where the plan asks for them.
     fn grouped(&self, decl: &WeightDecl, parts: &[Part]) -> Result<Grouped, Error> {
         let mut all = Vec::with_capacity(parts.len());
         for part in parts {
-            all.push(self.import(part)?);
+            all.push(self.import(decl, part)?);
         }
         if let [_] = all[..] {
             return all.pop().ok_or_else(|| self.broken(decl));
@@ -144,14 +159,21 @@ impl<'m> ModelWeights<'m> {
         Grouped::stack(&all).ok_or_else(|| self.broken(decl))
     }
 
-    fn import(&self, part: &Part) -> Result<Grouped, Error> {
+    fn import(&self, decl: &WeightDecl, part: &Part) -> Result<Grouped, Error> {
         let raw = |id| self.raw(id);
         let made = match &part.storage {
-            Storage::Dense(tensor) => Err(self.raw(*tensor)).map_err(|t| quant::Error::Type {
-                tensor: t.name.to_owned(),
-                expected: "packed codes",
-                found: t.dtype.to_string(),
-            }),
+            Storage::Dense(tensor) => {
+                let Format::Grouped { bits, group, .. } = decl.format else {
+                    return Err(self.broken(decl));
+                };
+                let floats = self.floats(decl, *tensor, part.shape)?;
+                quantize::round_to_nearest(
+                    &self.checkpoint.info(*tensor).name,
+                    &floats,
+                    bits,
+                    group,
+                )
+            }
             Storage::Gptq { settings, qweight, qzeros, scales, g_idx } => {
                 let (qweight, qzeros) = (raw(*qweight), raw(*qzeros));
                 let (scales, g_idx) = (raw(*scales), g_idx.map(raw));

@@ -8,12 +8,12 @@ use crate::Error;
 use crate::checkpoint::{Checkpoint, TensorId};
 use crate::quantization::{Packing, Quantization};
 use quant::import::{awq, compressed, gptq};
-use quant::{FloatType, Format};
+use quant::{Bits, FloatType, Format, quantize};
 use std::cell::RefCell;
 use std::collections::HashSet;
 
 /// A linear module or a vector as it is stored.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Module {
     pub(super) name: String,
     pub(super) part: Part,
@@ -22,6 +22,17 @@ pub(super) struct Module {
     pub(super) order: Option<TensorId>,
     /// For `inspect`: `bf16`, `gptq v1 4-bit g128 sym`.
     pub(super) wording: String,
+}
+
+impl Module {
+    /// Asks for a float matrix as int8 codes; whether it is one.
+    pub(super) fn round_to_int8(&mut self) -> bool {
+        let Format::Dense(_) = self.format else { return false };
+        let group = quantize::group(self.part.shape[1]);
+        self.format = Format::Grouped { bits: Bits::Eight, group, act_order: false };
+        self.wording += &format!(", rounded to {}", self.format);
+        true
+    }
 }
 
 /// The modules of a checkpoint.

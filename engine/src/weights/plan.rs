@@ -8,7 +8,7 @@ use super::modules::{Module, Modules};
 use crate::Error;
 use crate::checkpoint::{Checkpoint, TensorId};
 use crate::lower::{LayerWeights, Layout, Projection};
-use crate::model::ModuleInfo;
+use crate::model::{Head, ModuleInfo};
 use crate::quantization::Quantization;
 use crate::spec::{LayerSpec, ModelSpec};
 use kernels::program::{WeightDecl, WeightId};
@@ -19,13 +19,15 @@ use quant::{FloatType, Format};
 pub struct Plan {
     /// Ids by role, and declarations.
     pub layout: Layout,
+    /// Whether the checkpoint has one matrix for the head and the embedding.
+    pub tied_head: bool,
     /// How each weight is made, by id.
     pub recipes: Vec<Recipe>,
     /// Every matrix of the checkpoint, for `inspect`.
     pub modules: Vec<ModuleInfo>,
 }
 
-/// Finds all weights of `spec`.
+/// Finds all weights of `spec`; `head` says how its matrix is delivered.
 ///
 /// # Errors
 /// [`Error::Tensor`] for one that is absent or has another shape or type, [`Error::Weight`] for
@@ -34,6 +36,7 @@ pub fn plan(
     checkpoint: &Checkpoint,
     spec: &ModelSpec,
     quantization: &Quantization,
+    head: Head,
 ) -> Result<Plan, Error> {
     let mut planner = Planner {
         source: Modules::new(checkpoint, quantization),
@@ -42,9 +45,9 @@ pub fn plan(
         recipes: Vec::new(),
         modules: Vec::new(),
     };
-    let layout = planner.model(spec)?;
+    let (layout, tied_head) = planner.model(spec, head)?;
     planner.source.finish()?;
-    Ok(Plan { layout, recipes: planner.recipes, modules: planner.modules })
+    Ok(Plan { layout, tied_head, recipes: planner.recipes, modules: planner.modules })
 }
 
 /// Names of a model with a head start with `model.`, those of a bare one do not.
@@ -62,24 +65,32 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn model(&mut self, spec: &ModelSpec) -> Result<Layout, Error> {
-        let (embed, head) = self.embed_and_head(spec)?;
+    /// All weights by role, and whether the head's matrix is the embedding's.
+    fn model(&mut self, spec: &ModelSpec, choice: Head) -> Result<(Layout, bool), Error> {
+        let (table, own_head) = self.embed_and_head(spec)?;
+        let tied = own_head.is_none();
+        let mut head = own_head.unwrap_or_else(|| table.clone());
+        let embed = self.add("embed", vec![table]);
         let layers = spec.layers.iter().enumerate();
         let layers = layers.map(|(i, layer)| self.layer(i, layer, spec.width));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
         let norm = self.vector("norm", &format!("{}norm.weight", self.prefix), spec.width)?;
-        let head = match head {
-            Some(module) => self.add("head", vec![module]),
-            None => embed,
-        };
-        Ok(Layout { decls: std::mem::take(&mut self.decls), embed, layers, norm, head })
+        let int8 = choice == Head::Int8 || choice == Head::Auto && self.any_grouped();
+        let rounded = int8 && head.round_to_int8();
+        let head = if tied && !rounded { embed } else { self.add("head", vec![head]) };
+        Ok((Layout { decls: std::mem::take(&mut self.decls), embed, layers, norm, head }, tied))
     }
 
-    /// The embedding, and the head where it is a matrix of its own.
+    /// Whether a matrix declared so far is quantized.
+    fn any_grouped(&self) -> bool {
+        self.decls.iter().any(|decl| matches!(decl.format, Format::Grouped { .. }))
+    }
+
+    /// The embedding's matrix, and the head's where it is another.
     ///
     /// Where the configuration ties them, either name may be the one that is stored; both are
     /// two matrices unless they are equal.
-    fn embed_and_head(&mut self, spec: &ModelSpec) -> Result<(WeightId, Option<Module>), Error> {
+    fn embed_and_head(&self, spec: &ModelSpec) -> Result<(Module, Option<Module>), Error> {
         let shape = [spec.vocab, spec.width];
         let table = format!("{}embed_tokens", self.prefix);
         let embed = self.source.checkpoint.find(&format!("{table}.weight"));
@@ -88,13 +99,12 @@ impl Planner<'_> {
         let alone = spec.tied_head && embed.is_none() && head.is_some();
         let table = if alone { "lm_head" } else { &table };
         let module = self.source.matrix(table, &shape, shape)?;
-        let id = self.add("embed", vec![module]);
         let shared = spec.tied_head && (alone || !head_stored || self.equal(embed, head));
         if shared {
             self.source.take("lm_head.weight");
-            return Ok((id, None));
+            return Ok((module, None));
         }
-        Ok((id, Some(self.source.linear("lm_head", shape)?)))
+        Ok((module, Some(self.source.linear("lm_head", shape)?)))
     }
 
     fn equal(&self, a: Option<TensorId>, b: Option<TensorId>) -> bool {

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::files::ModelFiles;
-use crate::model::Model;
+use crate::model::{Head, Model, ModelOptions};
 use kernels::program::Op;
+use quant::Bits;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,11 +47,15 @@ fn tensors() -> Tensors {
 }
 
 fn open(config: &Value, tensors: &Tensors) -> Result<Model, Error> {
+    open_with(config, tensors, Head::Keep)
+}
+
+fn open_with(config: &Value, tensors: &Tensors, head: Head) -> Result<Model, Error> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     testkit::write_tensors(&dir.path().join("model.safetensors"), tensors);
     // On the systems this is tested on, mapped files outlive their names.
-    Model::open(ModelFiles::Folder(dir.path().to_owned()))
+    Model::open_with(ModelFiles::Folder(dir.path().to_owned()), &ModelOptions { head })
 }
 
 fn with(edit: impl FnOnce(&mut Value, &mut Tensors)) -> Result<Model, Error> {
@@ -178,6 +183,61 @@ fn tied_heads_in_every_way_they_are_stored() {
     let untied = |t: &mut Tensors| t.remove("lm_head.weight");
     let err = with(|_, t| drop(untied(t))).unwrap_err();
     assert!(matches!(&err, Error::Tensor { tensor, .. } if tensor == "lm_head.weight"), "{err}");
+}
+
+const INT8: Format = Format::Grouped { bits: Bits::Eight, group: 8, act_order: false };
+
+/// The weight called `label`, with its id.
+fn loaded<'a>(model: &Model, weights: &'a mut ModelWeights<'_>, label: &str) -> Weight<'a> {
+    let id = model.program().weights.iter().position(|w| w.label == label).unwrap();
+    weights.load(WeightId(id as u32)).unwrap()
+}
+
+#[test]
+fn float_heads_become_int8_on_demand() {
+    let (config, all) = (config(), tensors());
+    let model = open_with(&config, &all, Head::Int8).unwrap();
+    kernels::validate::program(model.program()).unwrap();
+    let mut weights = model.weights();
+    let head = loaded(&model, &mut weights, "head");
+    assert_eq!(head.format(), INT8);
+    for (row, w_k) in all["lm_head.weight"].to_f32().chunks_exact(8).enumerate() {
+        let found = quant::reference::row(&head, row);
+        // Half of a step of 1/127 of the greatest weight, which is below 1.
+        assert!(found.iter().zip(w_k).all(|(f, w)| (f - w).abs() <= 0.51 / 127.0), "{row}");
+    }
+    let info = model.modules().iter().find(|m| m.name == "lm_head.weight").unwrap();
+    assert_eq!((info.format, info.source.as_str()), (INT8, "f16, rounded to w8g8"));
+    let kept = open_with(&config, &all, Head::Auto).unwrap();
+    assert_eq!(values(&kept, "head"), all["lm_head.weight"].to_f32(), "no layer is quantized");
+}
+
+#[test]
+fn a_tied_head_in_int8_leaves_the_embedding_alone() {
+    let (mut config, mut all) = (config(), tensors());
+    config["tie_word_embeddings"] = json!(true);
+    all.remove("lm_head.weight");
+    let model = open_with(&config, &all, Head::Int8).unwrap();
+    kernels::validate::program(model.program()).unwrap();
+    assert!(model.spec().tied_head, "the specification says what the files have");
+    assert_eq!(values(&model, "embed"), all["model.embed_tokens.weight"].to_f32());
+    assert_eq!(loaded(&model, &mut model.weights(), "head").format(), INT8);
+    let [float, int8] = [Head::Keep, Head::Int8]
+        .map(|head| open_with(&config, &all, head).unwrap().program().bytes_per_token());
+    assert_eq!(float - int8, 5 * (2 * 8 - (8 + 2)), "codes and a scale in place of floats");
+}
+
+#[test]
+fn a_head_that_is_not_finite_has_no_codes() {
+    let mut all = tensors();
+    let mut values = all["lm_head.weight"].to_f32();
+    values[9] = f32::NAN;
+    all.insert("lm_head.weight".to_owned(), Tensor::f32(&[5, 8], &values));
+    let model = open_with(&config(), &all, Head::Int8).unwrap();
+    let head = model.program().weights.len() - 1;
+    let refused = model.weights().load(WeightId(head as u32)).unwrap_err();
+    let source = std::error::Error::source(&refused).unwrap().to_string();
+    assert!(source.contains("lm_head.weight") && source.contains("index 9 is NaN"), "{source}");
 }
 
 #[test]

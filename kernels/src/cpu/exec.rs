@@ -9,7 +9,7 @@
 use super::activate::GatedSilu;
 use super::attention::{Attend, QUERIES};
 use super::dense::DenseLinear;
-use super::grouped::{Activations, GroupedLinear};
+use super::grouped::{Activations, GroupedLinear, SIDE_BY_SIDE};
 use super::isa::Machine;
 use super::kv::{KvCache, KvWrite};
 use super::norm::{HeadNorm, Norm};
@@ -27,9 +27,6 @@ use std::sync::atomic::AtomicUsize;
 
 /// Columns of an activation that one item covers.
 const ACTIVATE_COLUMNS: usize = 512;
-
-/// Tiles that a linear reads side by side: the fewest that a member takes.
-const SIDE_BY_SIDE: usize = 4;
 
 /// All memory of a runner but the weights.
 #[derive(Debug)]

@@ -6,7 +6,9 @@
 //! in    codes, scales, zeros in tiles of sixteen rows ([`super::packed`], which has the picture)
 //!       activations in quads with a scale and a sum for each block ([`super::quantize`])
 //! out   columns of `[rows, n]` f32
-//! split tiles over threads; a tile's weights are opened once for up to four rows of activations
+//! split tiles over threads. One row takes four tiles side by side, which keeps the memory busy;
+//!       more rows take a tile by panels of 1024 columns, which come from memory ahead of their
+//!       use, stay in the first-level cache and are opened once for every four or eight rows
 //! bytes every code and scale once (and once more for every 64 rows), activations from cache
 //! ```
 //! Integers are exact inside a block (at most 128 * 255 * 127 < 2^24), and blocks are added by one
@@ -34,8 +36,18 @@ use std::ops::Range;
 /// Rows of activations whose blocks stay in the second-level cache while all tiles pass by.
 const ROWS_CACHED: usize = 64;
 
-/// Quads of a flush: as many dots as running sums bear.
+/// Columns of a panel: its codes, the next panel's and the activations of four rows share a
+/// first-level cache of 32 KiB.
+const PANEL: usize = 1024;
+
+/// Tiles that one row takes at once.
+pub(crate) const SIDE_BY_SIDE: usize = 4;
+
+/// Quads of a flush: as many as running sums bear.
 const QUADS: usize = 8;
+
+/// Rows of activations that take a tile together.
+const SIDE: usize = 4;
 
 /// Quantized activations `[rows, blocks]`.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +89,8 @@ trait Codes<S: Simd> {
     /// Adds the dots of one line with its quads, the first of which is `quads[0]`.
     fn dot(s: S, sum: Self::Sum, codes: Self::Open, quads: &[i32]) -> Self::Sum;
     fn flush(s: S, sum: Self::Sum, total: S::I) -> S::I;
+    /// [`Simd::dot_lines`], if the codes are nibbles.
+    fn dot_lines(s: S, lines: &[Line], quads: &[&[i32]; 4], totals: &mut [S::I; 4]) -> bool;
 }
 
 struct Four<S>(PhantomData<S>);
@@ -95,12 +109,15 @@ impl<S: Simd> Codes<S> for Four<S> {
     }
     #[inline(always)]
     fn dot(s: S, sum: Self::Sum, codes: Self::Open, quads: &[i32]) -> Self::Sum {
-        let sum = s.dot_nibbles(sum, codes[0], quads[0]);
-        s.dot_nibbles(sum, codes[1], quads[1])
+        s.dot_nibbles(sum, codes, [quads[0], quads[1]])
     }
     #[inline(always)]
     fn flush(s: S, sum: Self::Sum, total: S::I) -> S::I {
         s.flush_nibbles(sum, total)
+    }
+    #[inline(always)]
+    fn dot_lines(s: S, lines: &[Line], quads: &[&[i32]; 4], totals: &mut [S::I; 4]) -> bool {
+        s.dot_lines(lines, quads, totals)
     }
 }
 
@@ -123,191 +140,313 @@ impl<S: Simd> Codes<S> for Eight<S> {
     fn flush(s: S, sum: Self::Sum, total: S::I) -> S::I {
         s.flush_bytes(sum, total)
     }
+    #[inline(always)]
+    fn dot_lines(_: S, _: &[Line], _: &[&[i32]; 4], _: &mut [S::I; 4]) -> bool {
+        false
+    }
 }
 
-/// Few rows take several tiles side by side, which keeps the memory busy; more rows take one tile
-/// at a time, which keeps the sums in registers.
+/// `L` is the lines of a flush.
 #[inline(always)]
-fn linear<S: Simd, C: Codes<S>, const LINES: usize>(s: S, job: &mut GroupedLinear<'_>) {
-    match job.out.rows() {
-        1 => walk::<S, C, LINES, 4, 1>(s, job),
-        2 => walk::<S, C, LINES, 2, 2>(s, job),
-        rows => {
-            for start in (0..rows).step_by(ROWS_CACHED) {
-                for tile in job.tiles.clone() {
-                    rows_of_tile::<S, C, LINES>(s, job, tile, start..rows.min(start + ROWS_CACHED));
-                }
-            }
+fn linear<S: Simd, C: Codes<S>, const L: usize>(s: S, job: &mut GroupedLinear<'_>) {
+    let (rows, tiles) = (job.out.rows(), job.tiles.clone());
+    if rows == 1 {
+        let (quartets, rest) = by(SIDE_BY_SIDE, tiles);
+        for tile in quartets {
+            one_row::<S, C, L, SIDE_BY_SIDE>(s, job, tile);
+        }
+        for tile in rest {
+            one_row::<S, C, L, 1>(s, job, tile);
+        }
+        return;
+    }
+    for start in (0..rows).step_by(ROWS_CACHED) {
+        match rows - start {
+            ..=SIDE => all_tiles::<S, C, L, SIDE>(s, job, start..rows),
+            _ => all_tiles::<S, C, L, ROWS_CACHED>(s, job, start..rows.min(start + ROWS_CACHED)),
         }
     }
 }
 
-/// All tiles, `T` at a time, times `M` rows, which are all there are.
+/// All tiles times some rows, at most `N`.
 #[inline(always)]
-fn walk<S: Simd, C: Codes<S>, const LINES: usize, const T: usize, const M: usize>(
+fn all_tiles<S: Simd, C: Codes<S>, const L: usize, const N: usize>(
     s: S,
     job: &mut GroupedLinear<'_>,
+    rows: Range<usize>,
 ) {
-    let mut tile = job.tiles.start;
-    while tile + T <= job.tiles.end {
-        product::<S, C, LINES, T, M>(s, job, tile, 0);
-        tile += T;
+    let (pairs, rest) = by(2, job.tiles.clone());
+    for tile in pairs {
+        if S::TILES == 2 {
+            some_rows::<S, C, L, 2, N>(s, job, tile, rows.clone());
+        } else {
+            some_rows::<S, C, L, 1, N>(s, job, tile, rows.clone());
+            some_rows::<S, C, L, 1, N>(s, job, tile + 1, rows.clone());
+        }
     }
-    while tile < job.tiles.end {
-        product::<S, C, LINES, 1, M>(s, job, tile, 0);
-        tile += 1;
+    for tile in rest {
+        some_rows::<S, C, L, 1, N>(s, job, tile, rows.clone());
     }
 }
 
-/// One tile times some rows, up to four at a time.
+/// The first of every `most` tiles, and the tiles left over.
 #[inline(always)]
-fn rows_of_tile<S: Simd, C: Codes<S>, const LINES: usize>(
+fn by(most: usize, tiles: Range<usize>) -> (std::iter::StepBy<Range<usize>>, Range<usize>) {
+    let end = tiles.end - tiles.len() % most;
+    ((tiles.start..end).step_by(most), end..tiles.end)
+}
+
+/// `T` tiles from `tile` times the only row.
+#[inline(always)]
+fn one_row<S: Simd, C: Codes<S>, const L: usize, const T: usize>(
+    s: S,
+    job: &mut GroupedLinear<'_>,
+    tile: usize,
+) {
+    let (w, mut y) = (job.weight, [[[0.0; LANES]; 1]; T]);
+    let part = Part { weight: w, tile, blocks: 0..w.blocks.count };
+    dot_tiles::<S, C, L, T, 1>(s, &part, job.x.rows(w, 0), &[&[]; T], &mut y);
+    for (t, y) in y.iter().enumerate() {
+        put(&mut job.out, (&job.tiles, w.n), job.bias, (tile + t, 0), y);
+    }
+}
+
+/// `T` tiles from `tile` times some rows: panels of their columns stay in the first-level cache
+/// while the rows pass by, and meanwhile the next panel comes from memory.
+#[inline(always)]
+fn some_rows<S: Simd, C: Codes<S>, const L: usize, const T: usize, const N: usize>(
     s: S,
     job: &mut GroupedLinear<'_>,
     tile: usize,
     rows: Range<usize>,
 ) {
-    let mut row = rows.start;
-    while row < rows.end {
-        row += match rows.end - row {
-            1 => product::<S, C, LINES, 1, 1>(s, job, tile, row),
-            2 => product::<S, C, LINES, 1, 2>(s, job, tile, row),
-            3 => product::<S, C, LINES, 1, 3>(s, job, tile, row),
-            _ => product::<S, C, LINES, 1, 4>(s, job, tile, row),
-        };
+    let (w, mut y) = (job.weight, [[[0.0; LANES]; N]; T]);
+    let step = (PANEL / w.blocks.block).max(1);
+    for start in (0..w.blocks.count).step_by(step) {
+        let blocks = start..w.blocks.count.min(start + step);
+        let part = Part { weight: w, tile, blocks };
+        panel::<S, C, L, T, N>(s, job.x, &part, rows.clone(), &mut y);
+    }
+    for (t, y) in y.iter().enumerate() {
+        let y: &[_] = &y[..rows.len()];
+        put(&mut job.out, (&job.tiles, w.n), job.bias, (tile + t, rows.start), y);
     }
 }
 
-/// `T` tiles from `tile` times `M` rows from `row`; returns `M`.
+/// One panel times some rows, those together that lie side by side.
 #[inline(always)]
-fn product<S: Simd, C: Codes<S>, const LINES: usize, const T: usize, const M: usize>(
+fn panel<S: Simd, C: Codes<S>, const L: usize, const T: usize, const N: usize>(
     s: S,
-    job: &mut GroupedLinear<'_>,
-    tile: usize,
-    row: usize,
-) -> usize {
-    let w = job.weight;
-    let mut out = [[[0.0; LANES]; M]; T];
-    let tiles = std::array::from_fn(|t| w.tile(tile + t));
-    dot_tiles::<S, C, LINES, T, M>(s, w, tiles, rows_of(job, row), &mut out);
-    for t in 0..T {
-        put(&mut job.out, (&job.tiles, job.weight.n), job.bias, (tile + t, row), &out[t]);
-    }
-    M
-}
-
-/// Activations of rows `row..row + M`.
-#[inline(always)]
-fn rows_of<'a, const M: usize>(job: &GroupedLinear<'a>, row: usize) -> [Activations<'a>; M] {
-    let (quads, blocks) = (job.weight.blocks.width() / 4, job.weight.blocks.count);
-    let mut rows = [job.x; M];
-    for (m, x) in rows.iter_mut().enumerate() {
-        x.quads = &job.x.quads[(row + m) * quads..][..quads];
-        x.scales = &job.x.scales[(row + m) * blocks..][..blocks];
-    }
-    rows
-}
-
-#[inline(always)]
-fn dot_tiles<S: Simd, C: Codes<S>, const LINES: usize, const T: usize, const M: usize>(
-    s: S,
-    w: &Packed,
-    tiles: [Tile<'_>; T],
-    x: [Activations<'_>; M],
-    out: &mut [[[f32; LANES]; M]; T],
+    x: Activations<'_>,
+    part: &Part<'_>,
+    rows: Range<usize>,
+    y: &mut [[[f32; LANES]; N]; T],
 ) {
-    let (block_quads, block_lines) = (w.blocks.block / 4, w.block_lines());
-    let mut acc = [[s.splat(0.0); M]; T];
-    let (mut group, mut left) = (0, w.blocks.per_group);
-    for b in 0..w.blocks.count {
-        let mut quads: [&[i32]; M] = [&[]; M];
-        for m in 0..M {
-            quads[m] = &x[m].quads[b * block_quads..][..block_quads];
+    let (mut next, mut ahead) = (part.next::<T>(), [&[][..]; T]);
+    let passes = rows.len().div_ceil(SIDE);
+    let each = next[0].len().div_ceil(passes);
+    for pass in 0..passes {
+        let row = rows.start + pass * SIDE;
+        for t in 0..T {
+            ahead[t] = take_lines(&mut next[t], each);
+        }
+        let at = (row, row - rows.start);
+        match rows.end - row {
+            1 => take::<S, C, L, T, 1, N>(s, (x, part), at, &ahead, y),
+            2 => take::<S, C, L, T, 2, N>(s, (x, part), at, &ahead, y),
+            3 => take::<S, C, L, T, 3, N>(s, (x, part), at, &ahead, y),
+            _ => take::<S, C, L, T, SIDE, N>(s, (x, part), at, &ahead, y),
+        }
+    }
+}
+
+/// A part of `T` tiles times `R` rows from `row`, added to `y` from its row `first`.
+#[inline(always)]
+fn take<S: Simd, C: Codes<S>, const L: usize, const T: usize, const R: usize, const N: usize>(
+    s: S,
+    (x, part): (Activations<'_>, &Part<'_>),
+    (row, first): (usize, usize),
+    ahead: &[&[Line]; T],
+    y: &mut [[[f32; LANES]; N]; T],
+) {
+    let mut sums = [[[0.0; LANES]; R]; T];
+    for t in 0..T {
+        sums[t].copy_from_slice(&y[t][first..first + R]);
+    }
+    dot_tiles::<S, C, L, T, R>(s, part, x.rows(part.weight, row), ahead, &mut sums);
+    for t in 0..T {
+        y[t][first..first + R].copy_from_slice(&sums[t]);
+    }
+}
+
+impl Activations<'_> {
+    /// Those of rows `row..row + R`.
+    #[inline(always)]
+    fn rows<const R: usize>(self, w: &Packed, row: usize) -> [Self; R] {
+        let (quads, blocks) = (w.blocks.width() / 4, w.blocks.count);
+        let mut rows = [self; R];
+        for (r, x) in rows.iter_mut().enumerate() {
+            x.quads = &self.quads[(row + r) * quads..][..quads];
+            x.scales = &self.scales[(row + r) * blocks..][..blocks];
+        }
+        rows
+    }
+}
+
+/// Some blocks of the columns of tiles from `tile` on.
+struct Part<'a> {
+    weight: &'a Packed,
+    tile: usize,
+    blocks: Range<usize>,
+}
+
+impl<'a> Part<'a> {
+    /// Codes of the `T` tiles that are needed after these.
+    #[inline(always)]
+    fn next<const T: usize>(&self) -> [&'a [Line]; T] {
+        let w = self.weight;
+        let (tile, block) = match self.blocks.end < w.blocks.count {
+            true => (self.tile, self.blocks.end),
+            false => (self.tile + T, 0),
+        };
+        let mut next: [&[Line]; T] = [&[]; T];
+        for (t, next) in next.iter_mut().enumerate() {
+            *next = w.lines_from(tile + t, block, self.blocks.len());
+        }
+        next
+    }
+}
+
+/// Takes up to `count` lines off the front.
+#[inline(always)]
+fn take_lines<'a>(lines: &mut &'a [Line], count: usize) -> &'a [Line] {
+    let (taken, rest) = lines.split_at(count.min(lines.len()));
+    *lines = rest;
+    taken
+}
+
+/// Adds `T` tiles times `R` rows, both restricted to a part, to `y`; meanwhile asks for the lines
+/// `ahead`.
+#[inline(always)]
+fn dot_tiles<S: Simd, C: Codes<S>, const L: usize, const T: usize, const R: usize>(
+    s: S,
+    part: &Part<'_>,
+    x: [Activations<'_>; R],
+    ahead: &[&[Line]; T],
+    y: &mut [[[f32; LANES]; R]; T],
+) {
+    let (w, blocks, mut ahead) = (part.weight, &part.weight.blocks, *ahead);
+    let each = ahead[0].len().div_ceil(part.blocks.len());
+    let mut tiles = [w.tile(part.tile); T];
+    let mut acc = [[s.splat(0.0); R]; T];
+    for t in 0..T {
+        tiles[t] = w.tile(part.tile + t);
+        for r in 0..R {
+            acc[t][r] = s.load(&y[t][r]);
+        }
+    }
+    let (mut group, mut left) = blocks.group_of(part.blocks.start);
+    for b in part.blocks.clone() {
+        let mut quads: [&[i32]; R] = [&[]; R];
+        for r in 0..R {
+            quads[r] = &x[r].quads[b * (blocks.block / 4)..][..blocks.block / 4];
         }
         let mut lines: [&[Line]; T] = [&[]; T];
+        let mut totals = [[s.splat_i(0); R]; T];
         for t in 0..T {
-            lines[t] = &tiles[t].codes[b * block_lines..][..block_lines];
+            for line in take_lines(&mut ahead[t], each) {
+                s.prefetch(line);
+            }
+            lines[t] = &tiles[t].codes[b * w.block_lines()..][..w.block_lines()];
         }
-        let totals = dot_blocks::<S, C, LINES, T, M>(s, lines, quads);
+        dot_block::<S, C, L, T, R>(s, lines, quads, &mut totals);
         for t in 0..T {
-            let (scale, zero) = factors(s, &tiles[t], group);
-            for m in 0..M {
-                let x = x[m].scales[b];
-                let shift = s.mul_i(zero, s.splat_i(x.sum));
-                let dots = s.to_f32(s.sub_i(totals[t][m], shift));
-                acc[t][m] = s.fma(s.mul(scale, s.splat(x.scale)), dots, acc[t][m]);
+            let scale = scale(s, &tiles[t], group);
+            for r in 0..R {
+                let BlockScale { scale: x_scale, sum } = x[r].scales[b];
+                let dots = s.add_i(totals[t][r], shift(s, &tiles[t], group, sum));
+                acc[t][r] = s.fma(s.mul(scale, s.splat(x_scale)), s.to_f32(dots), acc[t][r]);
             }
         }
         left -= 1;
         if left == 0 {
-            (group, left) = (group + 1, w.blocks.per_group);
+            (group, left) = (group + 1, blocks.per_group);
         }
     }
     for t in 0..T {
-        for m in 0..M {
-            s.store(acc[t][m], &mut out[t][m]);
+        for r in 0..R {
+            s.store(acc[t][r], &mut y[t][r]);
         }
     }
 }
 
-/// Scales and zero points of a group.
+/// Scales of a group.
 #[inline(always)]
-pub(crate) fn factors<S: Simd>(s: S, tile: &Tile<'_>, group: usize) -> (S::F, S::I) {
-    let scale = match tile.scales {
+pub(crate) fn scale<S: Simd>(s: S, tile: &Tile<'_>, group: usize) -> S::F {
+    match tile.scales {
         TileScales::F16(all) => s.widen_f16(&all[group]),
         TileScales::F32(all) => s.load(&all[group]),
-    };
-    let zero = match tile.zeros {
-        TileZeros::All(zero) => s.splat_i(zero),
-        TileZeros::Each(all) => s.widen_u8(&all[group]),
-    };
-    (scale, zero)
+    }
 }
 
-/// Exact sums of code times activation over one block.
+/// What the zero points of a group take from a dot with activations of that sum.
 #[inline(always)]
-fn dot_blocks<S: Simd, C: Codes<S>, const LINES: usize, const T: usize, const M: usize>(
+fn shift<S: Simd>(s: S, tile: &Tile<'_>, group: usize, sum: i32) -> S::I {
+    match tile.zeros {
+        TileZeros::All(zero) => s.splat_i(-zero * sum),
+        TileZeros::Each(all) => s.mul_i(s.widen_u8(&all[group]), s.splat_i(-sum)),
+    }
+}
+
+/// Adds the exact sums of code times activation over one block.
+#[inline(always)]
+fn dot_block<S: Simd, C: Codes<S>, const L: usize, const T: usize, const R: usize>(
     s: S,
     lines: [&[Line]; T],
-    quads: [&[i32]; M],
-) -> [[S::I; M]; T] {
-    let mut totals = [[s.splat_i(0); M]; T];
-    let full = lines[0].len() / LINES;
+    quads: [&[i32]; R],
+    totals: &mut [[S::I; R]; T],
+) {
+    if T == 1
+        && let (Some(quads), Some(totals)) = (quads.first_chunk(), totals[0].first_chunk_mut())
+        && C::dot_lines(s, lines[0], quads, totals)
+    {
+        return;
+    }
+    let full = lines[0].len() / L;
     for i in 0..full {
-        let mut q = [&[0; QUADS]; M];
-        for m in 0..M {
-            q[m] = &quads[m].as_chunks::<QUADS>().0[i];
+        let mut q = [&[0; QUADS]; R];
+        for r in 0..R {
+            q[r] = &quads[r].as_chunks::<QUADS>().0[i];
         }
-        let mut sums = [[C::zero(s); M]; T];
+        let mut sums = [[C::zero(s); R]; T];
         for t in 0..T {
-            let lines = &lines[t].as_chunks::<LINES>().0[i];
-            for l in 0..LINES {
+            let lines = &lines[t].as_chunks::<L>().0[i];
+            for l in 0..L {
                 let codes = C::open(s, &lines[l]);
-                for m in 0..M {
-                    sums[t][m] = C::dot(s, sums[t][m], codes, &q[m][l * QUADS / LINES..]);
+                for r in 0..R {
+                    sums[t][r] = C::dot(s, sums[t][r], codes, &q[r][l * QUADS / L..]);
                 }
             }
         }
         for t in 0..T {
-            for m in 0..M {
-                totals[t][m] = C::flush(s, sums[t][m], totals[t][m]);
+            for r in 0..R {
+                totals[t][r] = C::flush(s, sums[t][r], totals[t][r]);
             }
         }
     }
-    if full * LINES < lines[0].len() {
+    if full * L < lines[0].len() {
         for t in 0..T {
-            for m in 0..M {
-                let (lines, quads) = (&lines[t][full * LINES..], &quads[m][full * QUADS..]);
-                totals[t][m] = dot_rest::<S, C, LINES>(s, lines, quads, totals[t][m]);
+            for r in 0..R {
+                let (lines, quads) = (&lines[t][full * L..], &quads[r][full * QUADS..]);
+                totals[t][r] = dot_rest::<S, C, L>(s, lines, quads, totals[t][r]);
             }
         }
     }
-    totals
 }
 
 /// The lines of a block that do not fill a flush.
 #[inline(always)]
-fn dot_rest<S: Simd, C: Codes<S>, const LINES: usize>(
+fn dot_rest<S: Simd, C: Codes<S>, const L: usize>(
     s: S,
     lines: &[Line],
     quads: &[i32],
@@ -315,7 +454,7 @@ fn dot_rest<S: Simd, C: Codes<S>, const LINES: usize>(
 ) -> S::I {
     let mut sum = C::zero(s);
     for (l, line) in lines.iter().enumerate() {
-        sum = C::dot(s, sum, C::open(s, line), &quads[l * QUADS / LINES..]);
+        sum = C::dot(s, sum, C::open(s, line), &quads[l * QUADS / L..]);
     }
     C::flush(s, sum, total)
 }

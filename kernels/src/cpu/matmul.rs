@@ -14,8 +14,8 @@
 //! out   columns of `[rows, n]` f32; rows are computed 32 at a time, only real ones are stored
 //! split tiles over threads; bytes: every code and scale once for every row block
 //! ```
-//! A panel holds signed codes: `code - zero` for 4 bits, so that nothing is left to subtract;
-//! `code - 128` for 8 bits, which leaves `(zero - 128) * a_sum`. Reference: the generic kernel.
+//! A panel holds signed codes: `code - zero` for 4 bits, so that nothing is left to do;
+//! `code - 128` for 8 bits, which leaves `(128 - zero) * a_sum` to add. Reference: the generic kernel.
 //!
 //! Expected rate (not measured: no such processor at hand). For 32 rows, two tiles and 128 columns,
 //! 262144 operations, the matrix unit works 8 products x 16 cycles = 128 cycles. Loads take 64 for
@@ -26,9 +26,9 @@
 // Loops over the bytes of a line count indices: they become one vector operation each.
 #![allow(clippy::needless_range_loop)]
 
-use super::grouped::{GroupedLinear, factors};
+use super::grouped::{GroupedLinear, scale};
 use super::isa::Kernel;
-use super::packed::Tile;
+use super::packed::{Tile, TileZeros};
 use super::quantize::{BlockScale, Blocks, MAX_BLOCK, QuadLayout};
 use super::simd::{LANES, Line, Simd};
 use super::tile::put;
@@ -167,14 +167,12 @@ impl<U> MatrixLinear<'_, U> {
     fn put(&mut self, (start, rows): (usize, usize), tile: usize, scratch: &Scratch) {
         let GroupedLinear { weight, bias, tiles, out, .. } = &mut self.linear;
         for (tile, sums) in (tile..tiles.end).zip(&scratch.sums) {
-            for (row, sums) in (start..).zip(&sums[..rows]) {
-                put::<1>(out, (tiles, weight.n), *bias, (tile, row), std::array::from_ref(sums));
-            }
+            put(out, (tiles, weight.n), *bias, (tile, start), &sums[..rows]);
         }
     }
 }
 
-/// How codes of one width are opened, and what of the zero point is left to subtract.
+/// How codes of one width are opened, and whether the zero point is left to add.
 trait Codes {
     /// Whether anything is left.
     const REST: bool;
@@ -278,7 +276,7 @@ impl<'a, R: MatrixRegisters> Job<'a, R> {
         }
     }
 
-    /// Opens block `b` of a tile; returns its scales, and the zero points beyond [`MIDDLE`].
+    /// Opens block `b` of a tile; returns its scales, and [`MIDDLE`] minus its zero points.
     #[inline(always)]
     fn open<S: Simd, C: Codes>(
         &self,
@@ -287,10 +285,15 @@ impl<'a, R: MatrixRegisters> Job<'a, R> {
         b: usize,
         panel: &mut [Line; BLOCK_QUADS],
     ) -> (S::F, S::I) {
-        let (scale, zero) = factors(s, &self.tiles[tile], b / self.blocks.per_group);
-        let lines = &self.tiles[tile].codes[b * self.block_lines..][..self.block_lines];
+        let (tile, group) = (&self.tiles[tile], b / self.blocks.per_group);
+        let zero = match tile.zeros {
+            TileZeros::All(zero) => s.splat_i(zero),
+            TileZeros::Each(all) => s.widen_u8(&all[group]),
+        };
+        let lines = &tile.codes[b * self.block_lines..][..self.block_lines];
         C::open(lines, fourfold(s, zero), panel);
-        (scale, s.sub_i(zero, s.splat_i(i32::from(MIDDLE))))
+        let minus = s.mul_i(zero, s.splat_i(-1));
+        (scale(s, tile, group), s.add_i(s.splat_i(i32::from(MIDDLE)), minus))
     }
 
     /// One block, whose panel is open: the matrix unit is given the next rows before the dots of
@@ -339,7 +342,7 @@ fn add_scaled<S: Simd, C: Codes>(
     for ((x, dots), sum) in x.iter().zip(dots).zip(sums) {
         let mut dots = s.load_i(dots);
         if C::REST {
-            dots = s.sub_i(dots, s.mul_i(rest, s.splat_i(x.sum)));
+            dots = s.add_i(dots, s.mul_i(rest, s.splat_i(x.sum)));
         }
         let scale = s.mul(scale, s.splat(x.scale));
         s.store(s.fma(scale, s.to_f32(dots), s.load(sum)), sum);

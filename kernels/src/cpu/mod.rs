@@ -8,7 +8,8 @@
 //! A row's result is the same bits whatever the other rows of the step, the number of threads and
 //! the instruction set. Linears over quantized weights use int8 activations (`grouped` states
 //! their error); everything else is f32, the KV cache f16. Unsafe code lives in `x86`
-//! (intrinsics, assembly), `share` (memory of the team) and `exec` (who touches what) alone.
+//! (intrinsics, assembly), `share` (memory of the team), `exec` (who touches what) and `team` (work
+//! that is borrowed by its threads) alone.
 //!
 //! Not here: GPUs; families of models. Start at [`CpuBackend`], then `exec`.
 
@@ -17,6 +18,7 @@ mod attention;
 mod dense;
 #[allow(unsafe_code)]
 mod exec;
+mod gate;
 mod grouped;
 mod isa;
 mod kv;
@@ -33,6 +35,7 @@ mod scalar;
 mod share;
 mod simd;
 mod store;
+#[allow(unsafe_code)]
 mod team;
 #[cfg(test)]
 mod testing;
@@ -145,7 +148,7 @@ impl Backend for CpuBackend {
     ) -> Result<Box<dyn Runner>, Error> {
         validate::program(program)?;
         validate::limits(limits)?;
-        let weights = store::load(program, weights, self.team.pool())?;
+        let weights = store::load(program, weights, self.threads())?;
         let device = (self.machine, self.team_for(program)?);
         Ok(Box::new(CpuRunner::new(device, program, weights, limits)))
     }

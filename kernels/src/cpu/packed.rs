@@ -121,6 +121,16 @@ impl Packed {
         }
     }
 
+    /// Codes of `count` blocks from block `block` of tile `tile` on: those of the next tile follow
+    /// those of the last block. Fewer at the end of the matrix, none beyond.
+    #[inline(always)]
+    pub(crate) fn lines_from(&self, tile: usize, block: usize, count: usize) -> &[Line] {
+        let each = self.block_lines();
+        let start = (tile * self.blocks.count + block) * each;
+        let rest = &self.codes[start.min(self.codes.len())..];
+        &rest[..rest.len().min(count * each)]
+    }
+
     /// Dequantizes row `row` into `out_k`, input column order.
     pub(crate) fn row(&self, row: usize, out_k: &mut [f32]) {
         let (tile, lane) = (self.tile(row / LANES), row % LANES);

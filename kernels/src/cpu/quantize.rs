@@ -79,6 +79,11 @@ impl Blocks {
         (0..groups * span).map(move |i| (i % span < group).then_some(i / span * group + i % span))
     }
 
+    /// Group of a block, and how many blocks of that group are left from there on.
+    pub(crate) fn group_of(&self, block: usize) -> (usize, usize) {
+        (block / self.per_group, self.per_group - block % self.per_group)
+    }
+
     /// Stored columns of a row.
     pub(crate) fn width(&self) -> usize {
         self.count * self.block

@@ -26,6 +26,7 @@ fn dot(mut sum: I, codes: &[u8; 64], quad: i32) -> I {
 }
 
 impl Simd for Scalar {
+    const TILES: usize = 1;
     type F = F;
     type I = I;
     type Nibbles = [u8; 64];
@@ -111,10 +112,6 @@ impl Simd for Scalar {
         from_fn(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
-    fn sub_i(self, a: I, b: I) -> I {
-        from_fn(|i| a[i].wrapping_sub(b[i]))
-    }
-    #[inline(always)]
     fn mul_i(self, a: I, b: I) -> I {
         from_fn(|i| a[i].wrapping_mul(b[i]))
     }
@@ -147,8 +144,8 @@ impl Simd for Scalar {
         [0; LANES]
     }
     #[inline(always)]
-    fn dot_nibbles(self, sum: I, codes: [u8; 64], quad: i32) -> I {
-        dot(sum, &codes, quad)
+    fn dot_nibbles(self, sum: I, codes: [[u8; 64]; 2], quads: [i32; 2]) -> I {
+        dot(dot(sum, &codes[0], quads[0]), &codes[1], quads[1])
     }
     #[inline(always)]
     fn flush_nibbles(self, sum: I, total: I) -> I {

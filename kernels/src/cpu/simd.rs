@@ -25,17 +25,19 @@ impl Line {
 /// multiply byte `4 r + i` of 64 bytes of codes with byte `i` of the quad and add the four
 /// products into lane `r`.
 pub(crate) trait Simd: Copy + Send + Sync {
+    /// Tiles whose sums with four rows fit the registers: 1 or 2.
+    const TILES: usize;
     /// Sixteen f32.
     type F: Copy;
     /// Sixteen i32.
     type I: Copy;
     /// 64 codes of at most 15.
     type Nibbles: Copy;
-    /// Running sums of dots of nibbles; overflows after more than eight dots.
+    /// Running sums of dots of nibbles; overflows after more than eight quads.
     type NibbleSum: Copy;
     /// 64 codes of at most 255.
     type Bytes: Copy;
-    /// Running sums of dots of bytes; overflows after more than eight dots.
+    /// Running sums of dots of bytes; overflows after more than eight quads.
     type ByteSum: Copy;
 
     fn splat(self, x: f32) -> Self::F;
@@ -63,7 +65,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn lanes_i(self, x: Self::I) -> [i32; LANES];
     fn widen_u8(self, x: &[u8; LANES]) -> Self::I;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
-    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn to_f32(self, x: Self::I) -> Self::F;
     /// The greater of `a` and the bits of `|x|`; bits of magnitudes order as magnitudes do, NaN
@@ -77,9 +78,23 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// The low and the high nibble of each byte.
     fn open_nibbles(self, line: &Line) -> [Self::Nibbles; 2];
     fn zero_nibbles(self) -> Self::NibbleSum;
-    fn dot_nibbles(self, sum: Self::NibbleSum, codes: Self::Nibbles, quad: i32) -> Self::NibbleSum;
+    /// Adds the dots of the low nibbles with the first quad and of the high ones with the second.
+    fn dot_nibbles(
+        self,
+        sum: Self::NibbleSum,
+        codes: [Self::Nibbles; 2],
+        quads: [i32; 2],
+    ) -> Self::NibbleSum;
     /// `total` plus the sums.
     fn flush_nibbles(self, sum: Self::NibbleSum, total: Self::I) -> Self::I;
+
+    /// Adds the dots of lines of nibbles with four rows of quads, two quads a line, to the rows'
+    /// totals, where an instruction set has a better way than one operation after another; says
+    /// whether it has.
+    #[inline(always)]
+    fn dot_lines(self, _: &[Line], _: &[&[i32]; 4], _: &mut [Self::I; 4]) -> bool {
+        false
+    }
 
     fn open_bytes(self, line: &Line) -> Self::Bytes;
     fn zero_bytes(self) -> Self::ByteSum;

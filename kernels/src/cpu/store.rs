@@ -68,12 +68,17 @@ struct Uses {
     vector: bool,
 }
 
-/// Pulls and repacks every weight, one at a time.
+/// Pulls and repacks every weight, one at a time, with `threads` threads.
 pub(crate) fn load(
     program: &Program,
     source: &mut dyn WeightSource,
-    pool: &rayon::ThreadPool,
+    threads: usize,
 ) -> Result<Vec<Stored>, Error> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| Error::Device {
+        device: "cpu".to_owned(),
+        reason: format!("no {threads} threads to load with: {e}"),
+    })?;
     let uses = uses(program);
     let one = |(i, uses): (usize, &Uses)| {
         let id = WeightId(i as u32);

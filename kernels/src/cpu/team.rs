@@ -1,25 +1,57 @@
 //! A team of threads that walk the same list of phases together, with a barrier between phases.
 //!
-//! One wake-up a step (a rayon broadcast), then spinning barriers: a fork and join per phase would
-//! cost more than small phases do. Small work is split by member index, large work is claimed part
-//! by part. Not here: phases.
+//! The caller is a member; the others live as long as the team. Whoever waits, for a step or at a
+//! barrier, spins for some microseconds (waking a thread takes longer than most phases) and then
+//! sleeps: a thread that is missing may need the very processor that the waiting one holds. Small
+//! work is split by member index, large work is claimed part by part. A step allocates nothing.
+//! Not here: phases.
 
+use super::gate::Gate;
 use crate::Error;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
-/// Spins this often before it lets other threads run: machines may have fewer free processors
-/// than the team has threads.
-const SPINS: usize = 2000;
-
-/// Parts that each member gets of shared work if all are equally fast.
-const PARTS: usize = 6;
+/// A member takes this part of its even share of what is left.
+const PARTS: usize = 2;
 
 /// Threads that wait for each other.
 #[derive(Debug)]
 pub(crate) struct Team {
-    pool: rayon::ThreadPool,
-    threads: usize,
+    crew: Arc<Crew>,
+    /// Held while a step runs: runners that share a team take turns.
+    turn: Mutex<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the caller and the threads of a team share.
+#[derive(Debug)]
+struct Crew {
+    count: usize,
+    /// Opens when there is work.
+    start: Gate,
+    work: Mutex<Option<Work>>,
+    barrier: Barrier,
+    /// Threads that are through with the work.
+    done: AtomicUsize,
+    /// Opens when all are.
+    finish: Gate,
+    closed: AtomicBool,
+}
+
+/// The work of a step, whose lifetime [`Team::run`] keeps.
+#[derive(Clone, Copy)]
+struct Work(*const (dyn Fn(&Member<'_>) + Sync));
+
+// SAFETY: what it points to is Sync, and `Team::run` keeps it alive until all threads are done.
+unsafe impl Send for Work {}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Work")
+    }
 }
 
 /// One thread's place in its team during a step.
@@ -36,26 +68,24 @@ impl Team {
     /// # Errors
     /// [`Error::Device`] if the system gives no threads.
     pub(crate) fn new(threads: usize) -> Result<Self, Error> {
-        let threads = threads.max(1);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("kernel-{i}"))
-            .build()
-            .map_err(|e| Error::Device {
+        let count = threads.max(1);
+        let crew = Arc::new(Crew::new(count));
+        let mut team = Self { crew, turn: Mutex::new(()), threads: vec![] };
+        for index in 1..count {
+            let crew = Arc::clone(&team.crew);
+            let thread = std::thread::Builder::new().name(format!("kernel-{index}"));
+            let thread = thread.spawn(move || crew.serve(index)).map_err(|e| Error::Device {
                 device: "cpu".to_owned(),
                 reason: format!("no {threads} threads: {e}"),
             })?;
-        Ok(Self { pool, threads })
+            team.threads.push(thread);
+        }
+        Ok(team)
     }
 
     /// Number of threads.
     pub(crate) fn threads(&self) -> usize {
-        self.threads
-    }
-
-    /// The pool, for work outside steps.
-    pub(crate) fn pool(&self) -> &rayon::ThreadPool {
-        &self.pool
+        self.crew.count
     }
 
     /// Runs `work` on every thread at once and returns when all are done.
@@ -63,14 +93,83 @@ impl Team {
     /// If one panics, the others leave their next barrier by panicking too, and so does the
     /// caller. A team of one is the caller itself: nobody has to wake up.
     pub(crate) fn run(&self, work: impl Fn(&Member<'_>) + Sync) {
-        let barrier = Barrier::new(self.threads);
-        if self.threads == 1 {
-            return work(&Member { index: 0, count: 1, barrier: &barrier });
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let crew = &*self.crew;
+        let erased: &(dyn Fn(&Member<'_>) + Sync) = &work;
+        // SAFETY: only the lifetime changes. The threads call it between `start` and `finish`, and
+        // this function does not return or unwind before `finish`, so `work` outlives the calls.
+        let erased: &'static (dyn Fn(&Member<'_>) + Sync) = unsafe { std::mem::transmute(erased) };
+        *crew.work.lock().unwrap_or_else(PoisonError::into_inner) = Some(Work(erased));
+        let finished = crew.finish.turn();
+        crew.start.open();
+        let mine = catch_unwind(AssertUnwindSafe(|| work(&crew.member(0))));
+        if mine.is_err() {
+            crew.barrier.break_up();
         }
-        self.pool.broadcast(|context| {
-            let _alarm = Alarm(&barrier);
-            work(&Member { index: context.index(), count: self.threads, barrier: &barrier });
-        });
+        if crew.count > 1 {
+            crew.finish.wait(finished);
+        }
+        let broken = crew.barrier.reset();
+        if let Err(panic) = mine {
+            resume_unwind(panic);
+        }
+        assert!(!broken, "a thread of the team panicked");
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.crew.closed.store(true, Ordering::Release);
+        self.crew.start.open();
+        for thread in self.threads.drain(..) {
+            // A thread catches what its work does, so it has nothing to report.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Crew {
+    fn new(count: usize) -> Self {
+        Self {
+            count,
+            start: Gate::default(),
+            work: Mutex::new(None),
+            barrier: Barrier::new(count),
+            done: AtomicUsize::new(0),
+            finish: Gate::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    fn member(&self, index: usize) -> Member<'_> {
+        Member { index, count: self.count, barrier: &self.barrier }
+    }
+
+    /// What a thread does: all work there ever is.
+    fn serve(&self, index: usize) {
+        let mut turn = 0;
+        loop {
+            self.start.wait(turn);
+            turn += 1;
+            if self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            let work = *self.work.lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: `Team::run` keeps the work alive until this thread has counted itself done.
+            let work = work.map(|Work(work)| unsafe { &*work });
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                if let Some(work) = work {
+                    work(&self.member(index));
+                }
+            }));
+            if result.is_err() {
+                self.barrier.break_up();
+            }
+            if self.done.fetch_add(1, Ordering::AcqRel) + 2 == self.count {
+                self.done.store(0, Ordering::Relaxed);
+                self.finish.open();
+            }
+        }
     }
 }
 
@@ -82,7 +181,8 @@ impl Member<'_> {
 
     /// Takes parts of `items` that no other member has taken until all are gone: a thread that is
     /// slow, or has to wait for a processor, leaves more to the others. Parts are multiples of
-    /// `least`; `claimed` is zero before the first member comes.
+    /// `least` and shrink as less is left, so that all end nearly together; `claimed` is zero
+    /// before the first member comes.
     pub(crate) fn claim(
         &self,
         items: usize,
@@ -90,14 +190,14 @@ impl Member<'_> {
         claimed: &AtomicUsize,
         mut work: impl FnMut(Range<usize>),
     ) {
-        let part = (items / (self.count * PARTS)).next_multiple_of(least).max(least);
-        let part = if self.count == 1 { items.max(1) } else { part };
-        loop {
-            let start = claimed.fetch_add(part, Ordering::Relaxed);
-            if start >= items {
-                return;
-            }
-            work(start..items.min(start + part));
+        let end = |start: usize| {
+            let part = (items - start.min(items)) / (self.count * PARTS);
+            let part = if self.count == 1 { items } else { part.next_multiple_of(least) };
+            items.min(start + part.max(least))
+        };
+        let next = |start: usize| (start < items).then(|| end(start));
+        while let Ok(start) = claimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            work(start..end(start));
         }
     }
 
@@ -112,48 +212,51 @@ impl Member<'_> {
     }
 }
 
-/// A barrier that spins.
+/// A place where all members wait for the last one.
 #[derive(Debug)]
 struct Barrier {
     count: usize,
     arrived: AtomicUsize,
-    round: AtomicUsize,
+    round: Gate,
     broken: AtomicBool,
 }
 
 impl Barrier {
     fn new(count: usize) -> Self {
-        let zero = AtomicUsize::default;
-        Self { count, arrived: zero(), round: zero(), broken: AtomicBool::new(false) }
+        let (arrived, broken) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { count, arrived, round: Gate::default(), broken }
     }
 
     fn wait(&self) {
         if self.count == 1 {
             return;
         }
-        let round = self.round.load(Ordering::Acquire);
+        // Looked up in this order: who finds the barrier whole sees it opened when it breaks.
+        let round = self.round.turn();
+        self.assert_whole();
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
             self.arrived.store(0, Ordering::Relaxed);
-            self.round.store(round.wrapping_add(1), Ordering::Release);
-            return;
+            self.round.open();
+        } else {
+            self.round.wait(round);
         }
-        let mut spins = 0;
-        while self.round.load(Ordering::Acquire) == round {
-            assert!(!self.broken.load(Ordering::Relaxed), "another thread of the team panicked");
-            spins += 1;
-            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
-        }
+        self.assert_whole();
     }
-}
 
-/// Breaks the barrier when its thread panics, so that no other waits for it for ever.
-struct Alarm<'a>(&'a Barrier);
+    fn assert_whole(&self) {
+        assert!(!self.broken.load(Ordering::Acquire), "another thread of the team panicked");
+    }
 
-impl Drop for Alarm<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.broken.store(true, Ordering::Relaxed);
-        }
+    /// Sends away all who wait or will come.
+    fn break_up(&self) {
+        self.broken.store(true, Ordering::Release);
+        self.round.open();
+    }
+
+    /// Makes it whole again once nobody is in the work; says whether it was broken.
+    fn reset(&self) -> bool {
+        self.arrived.store(0, Ordering::Relaxed);
+        self.broken.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -192,6 +295,23 @@ mod tests {
                 member.wait();
             }
         });
+    }
+
+    #[test]
+    fn sleepers_wake_up() {
+        let team = Team::new(3).unwrap();
+        for slow in 0..3 {
+            let arrived = AtomicUsize::new(0);
+            team.run(|member| {
+                if member.index == slow {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                arrived.fetch_add(1, Ordering::Relaxed);
+                member.wait();
+                assert_eq!(arrived.load(Ordering::Relaxed), 3);
+            });
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 
     #[test]

@@ -6,15 +6,15 @@ use super::share::MatMut;
 use super::simd::LANES;
 use std::ops::Range;
 
-/// Writes the lanes of tile `tile` for rows `row..row + M` into `out`, whose columns are those of
+/// Writes the lanes of tile `tile` for rows from `row` on into `out`, whose columns are those of
 /// `tiles`; the last tile of a weight of `n` rows may fill fewer than sixteen.
 #[inline(always)]
-pub(crate) fn put<const M: usize>(
+pub(crate) fn put(
     out: &mut MatMut<'_>,
     (tiles, n): (&Range<usize>, usize),
     bias: Option<&[f32]>,
     (tile, row): (usize, usize),
-    y: &[[f32; LANES]; M],
+    y: &[[f32; LANES]],
 ) {
     let first = tile * LANES;
     let columns = LANES.min(n - first);

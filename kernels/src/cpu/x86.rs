@@ -7,6 +7,7 @@
 
 mod amx;
 mod avx2;
+mod avx2_lines;
 mod avx512;
 
 pub(crate) use amx::Amx;

@@ -5,13 +5,26 @@
 //! code would overflow a pair, so bytes are split into nibbles too: code = low + 16 * high.
 
 use super::super::simd::{LANES, Line, Simd};
-use super::Avx2;
+use super::{Avx2, avx2_lines};
 use std::arch::x86_64::*;
 
 type F = (__m256, __m256);
 type I = (__m256i, __m256i);
 
+/// Adds the dots of nibbles with one quad.
+#[inline(always)]
+fn dot(_: Avx2, sum: I, codes: I, quad: i32) -> I {
+    // SAFETY: the first argument proves the features.
+    unsafe {
+        let quad = _mm256_set1_epi32(quad);
+        let low = _mm256_maddubs_epi16(codes.0, quad);
+        let high = _mm256_maddubs_epi16(codes.1, quad);
+        (_mm256_add_epi16(sum.0, low), _mm256_add_epi16(sum.1, high))
+    }
+}
+
 impl Simd for Avx2 {
+    const TILES: usize = 1;
     type F = F;
     type I = I;
     type Nibbles = I;
@@ -156,11 +169,6 @@ impl Simd for Avx2 {
         unsafe { (_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)) }
     }
     #[inline(always)]
-    fn sub_i(self, a: I, b: I) -> I {
-        // SAFETY: `self` proves the features.
-        unsafe { (_mm256_sub_epi32(a.0, b.0), _mm256_sub_epi32(a.1, b.1)) }
-    }
-    #[inline(always)]
     fn mul_i(self, a: I, b: I) -> I {
         // SAFETY: `self` proves the features.
         unsafe { (_mm256_mullo_epi32(a.0, b.0), _mm256_mullo_epi32(a.1, b.1)) }
@@ -221,14 +229,8 @@ impl Simd for Avx2 {
         self.splat_i(0)
     }
     #[inline(always)]
-    fn dot_nibbles(self, sum: I, codes: I, quad: i32) -> I {
-        // SAFETY: `self` proves the features.
-        unsafe {
-            let quad = _mm256_set1_epi32(quad);
-            let low = _mm256_maddubs_epi16(codes.0, quad);
-            let high = _mm256_maddubs_epi16(codes.1, quad);
-            (_mm256_add_epi16(sum.0, low), _mm256_add_epi16(sum.1, high))
-        }
+    fn dot_nibbles(self, sum: I, codes: [I; 2], quads: [i32; 2]) -> I {
+        dot(self, dot(self, sum, codes[0], quads[0]), codes[1], quads[1])
     }
     #[inline(always)]
     fn flush_nibbles(self, sum: I, total: I) -> I {
@@ -242,6 +244,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn dot_lines(self, lines: &[Line], quads: &[&[i32]; 4], totals: &mut [I; 4]) -> bool {
+        avx2_lines::dot_lines(self, lines, quads, totals);
+        true
+    }
+
+    #[inline(always)]
     fn open_bytes(self, line: &Line) -> [I; 2] {
         self.open_nibbles(line)
     }
@@ -251,7 +259,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot_bytes(self, sum: [I; 2], codes: [I; 2], quad: i32) -> [I; 2] {
-        [self.dot_nibbles(sum[0], codes[0], quad), self.dot_nibbles(sum[1], codes[1], quad)]
+        [dot(self, sum[0], codes[0], quad), dot(self, sum[1], codes[1], quad)]
     }
     #[inline(always)]
     fn flush_bytes(self, sum: [I; 2], total: I) -> I {

@@ -9,10 +9,12 @@ type F = __m512;
 type I = __m512i;
 
 impl Simd for Avx512 {
+    const TILES: usize = 2;
     type F = F;
     type I = I;
     type Nibbles = I;
-    type NibbleSum = I;
+    /// Of low and high nibbles apart: `vpdpbusd` takes four or five cycles, so it wants many chains.
+    type NibbleSum = [I; 2];
     type Bytes = I;
     type ByteSum = I;
 
@@ -126,11 +128,6 @@ impl Simd for Avx512 {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
-    fn sub_i(self, a: I, b: I) -> I {
-        // SAFETY: `self` proves the features.
-        unsafe { _mm512_sub_epi32(a, b) }
-    }
-    #[inline(always)]
     fn mul_i(self, a: I, b: I) -> I {
         // SAFETY: `self` proves the features.
         unsafe { _mm512_mullo_epi32(a, b) }
@@ -178,17 +175,17 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn zero_nibbles(self) -> I {
-        self.splat_i(0)
+    fn zero_nibbles(self) -> [I; 2] {
+        [self.splat_i(0); 2]
     }
     #[inline(always)]
-    fn dot_nibbles(self, sum: I, codes: I, quad: i32) -> I {
-        // SAFETY: `self` proves the features.
-        unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(quad)) }
+    fn dot_nibbles(self, sum: [I; 2], codes: [I; 2], quads: [i32; 2]) -> [I; 2] {
+        let dot = |i: usize| self.dot_bytes(sum[i], codes[i], quads[i]);
+        [dot(0), dot(1)]
     }
     #[inline(always)]
-    fn flush_nibbles(self, sum: I, total: I) -> I {
-        self.add_i(sum, total)
+    fn flush_nibbles(self, sum: [I; 2], total: I) -> I {
+        self.add_i(self.add_i(sum[0], sum[1]), total)
     }
 
     #[inline(always)]
@@ -202,7 +199,8 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn dot_bytes(self, sum: I, codes: I, quad: i32) -> I {
-        self.dot_nibbles(sum, codes, quad)
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(quad)) }
     }
     #[inline(always)]
     fn flush_bytes(self, sum: I, total: I) -> I {
