@@ -41,6 +41,7 @@ fn cpu(isa: Isa) -> Device {
         Isa::Scalar => "any processor",
         Isa::Avx2 => "avx2, fma, f16c",
         Isa::Avx512 => "avx512 f, bw, vl, vnni",
+        Isa::Amx => "avx512 f, bw, vl, vnni; amx tile, int8",
     };
     Device {
         name: format!("cpu {isa}"),

@@ -159,6 +159,8 @@ pub enum IsaName {
     Avx2,
     /// AVX-512 with VNNI.
     Avx512,
+    /// AVX-512 with VNNI, and AMX int8 tiles where a step has many tokens.
+    Amx,
 }
 
 /// Arguments of `logits`.

@@ -78,6 +78,7 @@ pub(crate) fn isa(name: IsaName) -> Isa {
         IsaName::Scalar => Isa::Scalar,
         IsaName::Avx2 => Isa::Avx2,
         IsaName::Avx512 => Isa::Avx512,
+        IsaName::Amx => Isa::Amx,
     }
 }
 

@@ -15,6 +15,7 @@ mod oracle;
 mod session;
 
 use crate::Backend;
+use crate::Error;
 use crate::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::reference::ReferenceBackend;
 use oracle::Expected;
@@ -38,17 +39,23 @@ fn reference() -> Tested {
     Tested { name: "reference".to_owned(), backend, allowed: bounds::reference }
 }
 
-/// The CPU with every instruction set this machine has, the best last, with one thread and two.
+/// The CPU with emulated matrix registers and with every instruction set this machine has, the
+/// best last, with one thread and two.
 fn cpus() -> Vec<Tested> {
     let (found, missing): (Vec<Isa>, _) =
         Isa::ALL.into_iter().partition(|isa| isa.missing().is_empty());
     missing.iter().for_each(|isa| println!("skipped: cpu {isa}, missing {:?}", isa.missing()));
     let variants = found.into_iter().flat_map(|isa| [1, 2].map(|threads| (isa, threads)));
-    let tested = |(isa, threads)| {
-        let options = CpuOptions { threads: Some(threads), isa: Some(isa) };
-        let backend = CpuBackend::new(&options).expect("this machine has it");
-        let name = format!("cpu {isa} x{threads}");
-        Tested { name, backend: Box::new(backend), allowed: bounds::cpu }
+    let tested = |name, backend: Result<CpuBackend, Error>| {
+        let backend = Box::new(backend.expect("this machine has it"));
+        Tested { name, backend, allowed: bounds::cpu }
     };
-    variants.map(tested).collect()
+    let real = variants.map(|(isa, threads)| {
+        let options = CpuOptions { threads: Some(threads), isa: Some(isa) };
+        tested(format!("cpu {isa} x{threads}"), CpuBackend::new(&options))
+    });
+    let emulated = [1, 2].map(|threads| {
+        tested(format!("cpu emulated amx x{threads}"), CpuBackend::emulated_amx(threads))
+    });
+    emulated.into_iter().chain(real).collect()
 }

@@ -164,18 +164,20 @@ impl Exec<'_> {
             }
             false => self.member.share(place.rows * blocks.count),
         };
-        let per_item = blocks.block / 4;
-        let rows = items.start / blocks.count..items.end.div_ceil(blocks.count);
-        let first = rows.start * blocks.count;
-        // SAFETY: by rows, a member reads its own rows; otherwise nobody writes `x` in this phase.
-        // A member writes quads and scales of its own items.
-        let (x, quads, scales) = unsafe {
-            let quads = self.buffers.quads.write(items.start * per_item..items.end * per_item);
-            let x = self.buffers.slots.mat(place.slice(rows));
-            (x, quads, self.buffers.scales.write(items.clone()))
-        };
-        let items = items.start - first..items.end - first;
-        self.machine.run(Quantize { x, blocks, items, quads, scales });
+        let layout = self.machine.quad_layout(place.rows, blocks);
+        for row in items.start / blocks.count..items.end.div_ceil(blocks.count) {
+            let first = row * blocks.count;
+            let items = items.start.max(first) - first..items.end.min(first + blocks.count) - first;
+            let own = |width| layout.row(row, blocks.count, width).slice(items.clone());
+            // SAFETY: by rows, a member reads its own rows; otherwise nobody writes `x` in this
+            // phase. A member writes quads and scales of its own items.
+            let (x, quads, scales) = unsafe {
+                let quads = self.buffers.quads.mat_mut(own(blocks.block / 4));
+                let x = self.buffers.slots.mat(place.slice(row..row + 1));
+                (x, quads, self.buffers.scales.mat_mut(own(1)))
+            };
+            self.machine.run(Quantize { x, blocks, items, quads, scales });
+        }
     }
 
     /// Some tiles of a linear.
@@ -193,14 +195,15 @@ impl Exec<'_> {
         let out = unsafe { self.buffers.slots.mat_mut(place) };
         match self.weight(weight) {
             Stored::Packed(weight) => {
-                let blocks = place.rows * weight.blocks.count;
+                let layout = self.machine.quad_layout(place.rows, &weight.blocks);
+                let blocks = layout.rows(place.rows) * weight.blocks.count;
                 // SAFETY: nobody writes quads or scales in this phase.
                 let (quads, scales) = unsafe {
                     let quads = self.buffers.quads.read(0..blocks * weight.blocks.block / 4);
                     (quads, self.buffers.scales.read(0..blocks))
                 };
                 let x = Activations { quads, scales };
-                self.machine.run(GroupedLinear { weight, bias, x, tiles, out });
+                self.machine.multiply(GroupedLinear { weight, bias, x, tiles, out }, layout);
             }
             Stored::Tiles(weight) => {
                 // SAFETY: nobody writes `x` in this phase; it is another slot than `out`.

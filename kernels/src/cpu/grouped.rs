@@ -382,7 +382,7 @@ fn dot_tiles<S: Simd, C: Codes<S>, const L: usize, const T: usize, const R: usiz
 
 /// Scales of a group.
 #[inline(always)]
-fn scale<S: Simd>(s: S, tile: &Tile<'_>, group: usize) -> S::F {
+pub(crate) fn scale<S: Simd>(s: S, tile: &Tile<'_>, group: usize) -> S::F {
     match tile.scales {
         TileScales::F16(all) => s.widen_f16(&all[group]),
         TileScales::F32(all) => s.load(&all[group]),

@@ -22,7 +22,8 @@ fn multiply(
     let mut quads = vec![0; rows * blocks.width() / 4];
     let mut scales = vec![BlockScale::ZERO; rows * blocks.count];
     let (x, items) = (Mat::new(x_mk, packed.k), 0..rows * blocks.count);
-    machine.run(Quantize { x, blocks, items, quads: &mut quads, scales: &mut scales });
+    let to = (MatMut::new(&mut quads, blocks.block / 4), MatMut::new(&mut scales, 1));
+    machine.run(Quantize { x, blocks, items, quads: to.0, scales: to.1 });
     let x = Activations { quads: &quads, scales: &scales };
     let mut y_mn = vec![f32::NAN; rows * n];
     for part in 0..parts {

@@ -2,6 +2,11 @@
 //!
 //! Not here: what the instructions do ([`super::simd`]). Input: the caller's wish or none.
 
+use super::grouped::GroupedLinear;
+#[cfg(any(test, target_arch = "x86_64"))]
+use super::matmul::MatrixLinear;
+use super::matmul::{self, FEWEST_ROWS};
+use super::quantize::{Blocks, QuadLayout};
 use super::scalar::Scalar;
 use super::simd::Simd;
 #[cfg(target_arch = "x86_64")]
@@ -17,11 +22,13 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and VNNI.
     Avx512,
+    /// The same with AMX int8 tiles for quantized linears over many rows; Linux alone.
+    Amx,
 }
 
 impl Isa {
     /// All of them, slowest first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx];
 
     /// The fastest one this processor has.
     pub fn best() -> Self {
@@ -54,6 +61,7 @@ impl Isa {
             Self::Scalar => Ok(Machine::Scalar),
             Self::Avx2 => x86::Avx2::detect().map(Machine::Avx2),
             Self::Avx512 => x86::Avx512::detect().map(Machine::Avx512),
+            Self::Amx => x86::Amx::detect().map(Machine::Amx),
         }
     }
 
@@ -61,7 +69,7 @@ impl Isa {
     fn machine(self) -> Result<Machine, Vec<&'static str>> {
         match self {
             Self::Scalar => Ok(Machine::Scalar),
-            Self::Avx2 | Self::Avx512 => Err(vec!["x86_64"]),
+            Self::Avx2 | Self::Avx512 | Self::Amx => Err(vec!["x86_64"]),
         }
     }
 }
@@ -72,6 +80,7 @@ impl std::fmt::Display for Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         })
     }
 }
@@ -95,6 +104,11 @@ pub(crate) enum Machine {
     Avx2(x86::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(x86::Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Amx(x86::Amx),
+    /// Scalar code with matrix registers in plain Rust, so that every machine tests their path.
+    #[cfg(test)]
+    EmulatedAmx(super::testing::EmulatedUnit),
 }
 
 impl Machine {
@@ -106,6 +120,34 @@ impl Machine {
             Self::Avx2(proof) => proof.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(proof) => proof.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(proof) => proof.avx512().run(kernel),
+            #[cfg(test)]
+            Self::EmulatedAmx(_) => kernel.run(Scalar),
+        }
+    }
+
+    /// How activations are to lie for a quantized linear over `rows` rows.
+    pub(crate) fn quad_layout(self, rows: usize, blocks: &Blocks) -> QuadLayout {
+        let matrix_unit = self.isa() == Isa::Amx;
+        if matrix_unit && rows >= FEWEST_ROWS {
+            return matmul::layout(rows, blocks);
+        }
+        QuadLayout::ROWS
+    }
+
+    /// Runs a quantized linear whose activations lie as [`quad_layout`](Self::quad_layout) says.
+    pub(crate) fn multiply(self, linear: GroupedLinear<'_>, layout: QuadLayout) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(unit) if layout != QuadLayout::ROWS => {
+                unit.avx512().run(MatrixLinear { linear, layout, unit });
+            }
+            #[cfg(test)]
+            Self::EmulatedAmx(unit) if layout != QuadLayout::ROWS => {
+                MatrixLinear { linear, layout, unit }.run(Scalar);
+            }
+            _ => self.run(linear),
         }
     }
 
@@ -117,6 +159,10 @@ impl Machine {
             Self::Avx2(_) => Isa::Avx2,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => Isa::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(_) => Isa::Amx,
+            #[cfg(test)]
+            Self::EmulatedAmx(_) => Isa::Amx,
         }
     }
 }

@@ -3,13 +3,13 @@
 //! ```text
 //! build   store (weights repacked in parts) -> plan (phases, memory, barriers) -> runner
 //! step    runner -> team (one wake-up) -> exec (a member's share of a phase) -> kernel
-//! kernel  one body over simd::Simd: scalar, avx2, avx512
+//! kernel  one body over simd::Simd: scalar, avx2, avx512 (and matmul for amx)
 //! ```
 //! A row's result is the same bits whatever the other rows of the step, the number of threads and
 //! the instruction set. Linears over quantized weights use int8 activations (`grouped` states
 //! their error); everything else is f32, the KV cache f16. Unsafe code lives in `x86`
-//! (intrinsics), `share` (memory of the team), `exec` (who touches what) and `team` (work that is
-//! borrowed by its threads) alone.
+//! (intrinsics, assembly), `share` (memory of the team), `exec` (who touches what) and `team` (work
+//! that is borrowed by its threads) alone.
 //!
 //! Not here: GPUs; families of models. Start at [`CpuBackend`], then `exec`.
 
@@ -23,6 +23,7 @@ mod grouped;
 pub(crate) mod isa;
 mod kv;
 mod math;
+mod matmul;
 mod norm;
 mod packed;
 mod pages;
@@ -89,6 +90,13 @@ impl CpuBackend {
         let threads = options.threads.unwrap_or_else(available_threads);
         let (team, shrinks) = (Arc::new(Team::new(threads)?), options.threads.is_none());
         Ok(Self { machine, team, shrinks })
+    }
+
+    /// Scalar code with matrix registers in plain Rust: the `amx` path on any machine.
+    #[cfg(test)]
+    pub(crate) fn emulated_amx(threads: usize) -> Result<Self, Error> {
+        let machine = Machine::EmulatedAmx(testing::EmulatedUnit);
+        Ok(Self { machine, team: Arc::new(Team::new(threads)?), shrinks: false })
     }
 
     /// The instruction set in use.

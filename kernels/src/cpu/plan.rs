@@ -4,6 +4,7 @@
 //! each row by itself and split rows alike need no barrier between them. Not here: running
 //! ([`super::exec`]). Input: a validated program.
 
+use super::matmul;
 use super::share::Place;
 use super::store::Stored;
 use crate::program::{Op, Program, RopeId, Rows, SlotId, SlotView, WeightId};
@@ -106,7 +107,7 @@ impl Plan {
         for planned in &self.phases {
             let Phase::Quantize { x, weight, .. } = planned.phase else { continue };
             let Some(packed) = weights[weight.index()].packed() else { continue };
-            let rows = most.of(self.rows(x));
+            let rows = matmul::padded_rows(most.of(self.rows(x)), &packed.blocks);
             self.quads = self.quads.max(rows * packed.blocks.width() / 4);
             self.blocks = self.blocks.max(rows * packed.blocks.count);
         }

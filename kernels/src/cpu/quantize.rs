@@ -4,14 +4,14 @@
 //! scale = max|x| / 127    q = round(x / scale)    sum = q_0 + q_1 + ...
 //! in    x [rows, k] f32, gathered by `source` where columns are permuted or padded
 //! out   quads [rows, blocks, block / 4]: four int8 in an i32, first in the lowest byte
-//!       scales [rows, blocks]: scale and sum
+//!       scales [rows, blocks]: scale and sum; both in the order of a [`QuadLayout`]
 //! split items (row, block) over threads; reads 4 bytes and writes 1 byte a column
 //! ```
 //! A block with a NaN or an infinity gets the scale NaN, so that its outputs show it. Reference:
 //! none of its own, the linears' error bound accounts for it ([`super::grouped`]).
 
 use super::isa::Kernel;
-use super::share::Mat;
+use super::share::{Mat, MatMut, Place};
 use super::simd::{LANES, Simd};
 use std::ops::Range;
 
@@ -92,6 +92,29 @@ impl Blocks {
     }
 }
 
+/// How quantized activations lie in memory: `height` rows at a time, and of these all rows of a
+/// block before the next block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QuadLayout {
+    pub(crate) height: usize,
+}
+
+impl QuadLayout {
+    /// Row by row.
+    pub(crate) const ROWS: Self = Self { height: 1 };
+
+    /// Rows that `rows` take up in memory: the last few count as `height`.
+    pub(crate) fn rows(self, rows: usize) -> usize {
+        rows.next_multiple_of(self.height)
+    }
+
+    /// Where the `blocks` blocks of row `row` lie, `width` elements each.
+    pub(crate) fn row(self, row: usize, blocks: usize, width: usize) -> Place {
+        let first = row / self.height * self.height * blocks + row % self.height;
+        Place { offset: first * width, stride: self.height * width, rows: blocks, width }
+    }
+}
+
 /// Quantizes the (row, block) pairs `items`.
 #[derive(Debug)]
 pub(crate) struct Quantize<'a> {
@@ -100,25 +123,24 @@ pub(crate) struct Quantize<'a> {
     /// Item `row of x * blocks.count + block`.
     pub(crate) items: Range<usize>,
     /// `[items, block / 4]`
-    pub(crate) quads: &'a mut [i32],
-    /// `[items]`
-    pub(crate) scales: &'a mut [BlockScale],
+    pub(crate) quads: MatMut<'a, i32>,
+    /// `[items, 1]`
+    pub(crate) scales: MatMut<'a, BlockScale>,
 }
 
 impl Kernel for Quantize<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
         let Blocks { count, block, ref source, .. } = *self.blocks;
-        let quads = self.quads.chunks_exact_mut(block / 4);
-        for ((item, quads), scale) in self.items.zip(quads).zip(self.scales) {
+        for (i, item) in self.items.enumerate() {
             let (row, start) = (self.x.row(item / count), item % count * block);
             let mut x = [0.0; MAX_BLOCK];
             match source {
                 None => x[..block].copy_from_slice(&row[start..start + block]),
                 Some(source) => gather(row, &source[start..start + block], &mut x),
             }
-            *scale = quantize(s, &x, quads);
+            self.scales.row(i)[0] = quantize(s, &x, self.quads.row(i));
         }
     }
 }
@@ -176,7 +198,9 @@ mod tests {
         let mut quads = vec![0; blocks.width() / 4];
         let mut scales = vec![BlockScale::ZERO; blocks.count];
         let (x, items) = (Mat::new(x, x.len()), 0..blocks.count);
-        machine.run(Quantize { x, blocks, items, quads: &mut quads, scales: &mut scales });
+        let (to, scales_to) =
+            (MatMut::new(&mut quads, blocks.block / 4), MatMut::new(&mut scales, 1));
+        machine.run(Quantize { x, blocks, items, quads: to, scales: scales_to });
         (quads, scales)
     }
 

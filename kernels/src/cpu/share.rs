@@ -12,8 +12,14 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 /// A buffer whose parts go to different threads.
 pub(crate) struct Shared<T> {
-    cells: Box<[UnsafeCell<T>]>,
+    /// Starts with a few spare elements, so that element 0 can begin a cache line.
+    all: Box<[UnsafeCell<T>]>,
+    start: usize,
+    len: usize,
 }
+
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
 
 // SAFETY: the only access through `&Shared` is by unsafe methods, whose callers promise that no
 // two threads touch an element at once unless both only read it.
@@ -21,28 +27,35 @@ unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 
 impl<T> std::fmt::Debug for Shared<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Shared({})", self.cells.len())
+        write!(f, "Shared({})", self.len)
     }
 }
 
 impl<T: Copy> Shared<T> {
-    /// `len` elements of `value`.
+    /// `len` elements of `value`, the first at the start of a cache line.
     pub(crate) fn new(len: usize, value: T) -> Self {
-        let plain: *mut [T] = Box::into_raw(vec![value; len].into_boxed_slice());
+        let spare = CACHE_LINE / size_of::<T>();
+        let plain: *mut [T] = Box::into_raw(vec![value; len + spare].into_boxed_slice());
         // SAFETY: UnsafeCell<T> has the memory layout of T, and the box was just given up.
-        let cells = unsafe { Box::from_raw(plain as *mut [UnsafeCell<T>]) };
-        Self { cells }
+        let all = unsafe { Box::from_raw(plain as *mut [UnsafeCell<T>]) };
+        let start = all.as_ptr().align_offset(CACHE_LINE).min(spare);
+        Self { all, start, len }
     }
 
     /// Bytes it holds.
     pub(crate) fn bytes(&self) -> usize {
-        self.cells.len() * size_of::<T>()
+        self.len * size_of::<T>()
+    }
+
+    fn cells(&self) -> &[UnsafeCell<T>] {
+        &self.all[self.start..][..self.len]
     }
 
     /// Everything, while no other thread has a part.
     pub(crate) fn all_mut(&mut self) -> &mut [T] {
+        let cells = &mut self.all[self.start..][..self.len];
         // SAFETY: `&mut self` is exclusive, and UnsafeCell<T> has the memory layout of T.
-        unsafe { &mut *(&raw mut *self.cells as *mut [T]) }
+        unsafe { &mut *(&raw mut *cells as *mut [T]) }
     }
 
     /// Elements `range` for reading.
@@ -50,7 +63,7 @@ impl<T: Copy> Shared<T> {
     /// # Safety
     /// No thread may write any of them while the slice lives.
     pub(crate) unsafe fn read(&self, range: Range<usize>) -> &[T] {
-        let cells = &self.cells[range];
+        let cells = &self.cells()[range];
         // SAFETY: same layout; the caller promises that nobody writes.
         unsafe { &*(&raw const *cells as *const [T]) }
     }
@@ -61,18 +74,7 @@ impl<T: Copy> Shared<T> {
     /// As of [`read`](Self::read).
     pub(crate) unsafe fn read_all(&self) -> &[T] {
         // SAFETY: the caller's promise.
-        unsafe { self.read(0..self.cells.len()) }
-    }
-
-    /// Elements `range` for writing.
-    ///
-    /// # Safety
-    /// No other part of them may be read or written while the slice lives.
-    #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn write(&self, range: Range<usize>) -> &mut [T] {
-        let cells = &self.cells[range];
-        // SAFETY: same layout, interior mutability by UnsafeCell; the caller promises exclusivity.
-        unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
+        unsafe { self.read(0..self.len) }
     }
 }
 
@@ -99,14 +101,14 @@ impl Shared<u16> {
     /// The whole buffer for storing.
     ///
     /// # Safety
-    /// No slice of [`read`](Self::read) or [`write`](Self::write) may live beside it.
+    /// No slice of [`read`](Self::read) may live beside it.
     pub(crate) unsafe fn sink(&self) -> Sink<'_> {
         // SAFETY: AtomicU16 has the memory layout of u16, and all other accesses are such stores.
-        Sink(unsafe { &*(&raw const *self.cells as *const [AtomicU16]) })
+        Sink(unsafe { &*(&raw const *self.cells() as *const [AtomicU16]) })
     }
 }
 
-/// Where the columns of a matrix lie in a buffer of slots: row `i` is
+/// Where the columns of a matrix lie in a buffer: row `i` is
 /// `offset + i * stride ..` for `width` elements.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
@@ -160,24 +162,29 @@ impl<'a> Mat<'a> {
 
 /// Rows to write, by this thread alone.
 #[derive(Debug)]
-pub(crate) struct MatMut<'a> {
-    data: *mut f32,
+pub(crate) struct MatMut<'a, T = f32> {
+    data: *mut T,
     place: Place,
-    life: PhantomData<&'a mut [f32]>,
+    life: PhantomData<&'a mut [T]>,
 }
 
-impl<'a> MatMut<'a> {
+impl<'a, T> MatMut<'a, T> {
     /// All of `data` as rows of `width` elements.
     #[cfg(test)]
-    pub(crate) fn new(data: &'a mut [f32], width: usize) -> Self {
+    pub(crate) fn new(data: &'a mut [T], width: usize) -> Self {
         Self::columns(data, width, 0..width)
     }
 
     /// Columns `range` of `data` as rows of `stride` elements.
     #[cfg(test)]
-    pub(crate) fn columns(data: &'a mut [f32], stride: usize, range: Range<usize>) -> Self {
+    pub(crate) fn columns(data: &'a mut [T], stride: usize, range: Range<usize>) -> Self {
         let place = Place { offset: 0, stride, rows: data.len() / stride, width: stride };
-        let place = place.columns(range.start, range.len());
+        Self::at(data, place.columns(range.start, range.len()))
+    }
+
+    /// The elements of `data` at `place`.
+    #[cfg(test)]
+    pub(crate) fn at(data: &'a mut [T], place: Place) -> Self {
         let (data, life) = (&raw mut data[place.extent()], PhantomData);
         Self { data: data.cast(), place, life }
     }
@@ -190,7 +197,7 @@ impl<'a> MatMut<'a> {
 
     /// Row `i`.
     #[inline(always)]
-    pub(crate) fn row(&mut self, i: usize) -> &mut [f32] {
+    pub(crate) fn row(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.place.rows, "row {i} of {}", self.place.rows);
         // SAFETY: whoever made `self` checked that its place lies in the buffer and promised that
         // these columns are its own; `&mut self` keeps it to one row at a time.
@@ -211,14 +218,16 @@ impl Shared<f32> {
         let data = unsafe { self.read(place.extent()) };
         Mat { data, stride: place.stride, width: place.width }
     }
+}
 
+impl<T: Copy> Shared<T> {
     /// A matrix for writing.
     ///
     /// # Safety
     /// No other part of its elements may be read or written while it lives; elements between its
     /// rows may.
-    pub(crate) unsafe fn mat_mut(&self, place: Place) -> MatMut<'_> {
-        let cells = &self.cells[place.extent()];
+    pub(crate) unsafe fn mat_mut(&self, place: Place) -> MatMut<'_, T> {
+        let cells = &self.cells()[place.extent()];
         let data = UnsafeCell::raw_get(cells.as_ptr());
         MatMut { data, place, life: PhantomData }
     }

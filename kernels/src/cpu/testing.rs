@@ -1,6 +1,9 @@
-//! Random weights and the list of instruction sets for this module's tests.
+//! Random weights, the list of instruction sets and matrix registers in plain Rust for this
+//! module's tests.
 
 use super::isa::{Isa, Machine};
+use super::matmul::{Dots, MatrixRegisters, MatrixUnit, PRODUCT_ROWS, Panel, Steps, TILE_ROWS};
+use super::simd::LANES;
 use proptest::prelude::*;
 use quant::{Bits, Grouped, GroupedParts, GroupedShape};
 use testkit::Rng;
@@ -93,4 +96,51 @@ pub(crate) fn machines() -> Vec<Machine> {
         }
     }
     found
+}
+
+/// Matrix registers in plain Rust, instruction by instruction as AMX defines them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EmulatedUnit;
+
+impl MatrixUnit for EmulatedUnit {
+    type Registers = Steps;
+
+    fn configure(self, steps: Steps) -> Steps {
+        steps
+    }
+}
+
+impl MatrixRegisters for Steps {
+    fn product(&self, x: &[i32], panel: &Panel, dots: &mut Dots) {
+        let block = self.block_quads();
+        for (tile, lines) in panel.iter().enumerate() {
+            for half in 0..PRODUCT_ROWS / TILE_ROWS {
+                let first = half * TILE_ROWS;
+                let mut sums = [[0; LANES]; TILE_ROWS];
+                for step in 0..self.count {
+                    let quad = step * self.quads;
+                    let x: Vec<Vec<i32>> = (first..first + TILE_ROWS)
+                        .map(|row| x[row * block + quad..][..self.quads].to_vec())
+                        .collect();
+                    let w: Vec<[u8; 64]> =
+                        lines[quad..][..self.quads].iter().map(|line| line.0).collect();
+                    dot_signed(&mut sums, &x, &w);
+                }
+                dots.0[tile][first..first + TILE_ROWS].copy_from_slice(&sums);
+            }
+        }
+    }
+}
+
+/// What `tdpbssd` does: row m of `x` with lane n of every row of `w`, four signed bytes at a time.
+fn dot_signed(sums: &mut [[i32; LANES]; TILE_ROWS], x: &[Vec<i32>], w: &[[u8; 64]]) {
+    for (sums, x) in sums.iter_mut().zip(x) {
+        for (quad, line) in x.iter().zip(w) {
+            for (n, sum) in sums.iter_mut().enumerate() {
+                for (i, a) in quad.to_le_bytes().into_iter().enumerate() {
+                    *sum += i32::from(a as i8) * i32::from(line[4 * n + i] as i8);
+                }
+            }
+        }
+    }
 }

@@ -1,13 +1,16 @@
 //! The x86-64 instruction sets: proofs that the processor has them, and the one place where code
 //! is compiled with them switched on.
 //!
-//! A value of [`Avx2`] or [`Avx512`] exists only after [`detect`](Avx2::detect) has seen every
-//! feature it needs; each intrinsic below relies on exactly that. Not here: kernels, which are
+//! A value of [`Avx2`], [`Avx512`] or [`Amx`] exists only after [`detect`](Avx2::detect) has seen
+//! every feature it needs; each instruction below relies on exactly that. Not here: kernels, which are
 //! generic over [`Simd`](super::simd::Simd).
 
+mod amx;
 mod avx2;
 mod avx2_lines;
 mod avx512;
+
+pub(crate) use amx::Amx;
 
 use super::isa::Kernel;
 

@@ -1,0 +1,176 @@
+//! Linears on matrix registers, emulated and real, bit for bit like the generic kernel.
+
+use super::super::grouped::Activations;
+use super::super::isa::{Isa, Machine};
+use super::super::packed::Packed;
+use super::super::quantize::Quantize;
+use super::super::share::{Mat, MatMut, Shared};
+use super::super::testing::{EmulatedUnit, GroupedSpec, machines, random_grouped};
+use super::*;
+use proptest::prelude::*;
+use testkit::Rng;
+
+/// One linear to multiply.
+#[derive(Debug, Clone, Copy)]
+struct Case<'a> {
+    packed: &'a Packed,
+    bias: Option<&'a [f32]>,
+    x_mk: &'a [f32],
+}
+
+impl Case<'_> {
+    fn rows(&self) -> usize {
+        self.x_mk.len() / self.packed.k
+    }
+
+    /// All columns, the tiles dealt to `parts` threads; what is no row of activations is garbage.
+    fn run(
+        &self,
+        machine: Machine,
+        layout: QuadLayout,
+        parts: usize,
+        work: impl Fn(GroupedLinear<'_>),
+    ) -> Vec<f32> {
+        let (n, rows, blocks) = (self.packed.n, self.rows(), &self.packed.blocks);
+        let (per_block, stored) = (blocks.block / 4, layout.rows(rows) * blocks.count);
+        let garbage = BlockScale { scale: f32::NAN, sum: -77 };
+        let mut quads = Shared::new(stored * per_block, 0x5a7f_80a5);
+        let mut scales = Shared::new(stored, garbage);
+        let x = Mat::new(self.x_mk, self.packed.k);
+        for row in 0..rows {
+            let (quads, scales) = (quads.all_mut(), scales.all_mut());
+            let place = |width| layout.row(row, blocks.count, width);
+            let to = (MatMut::at(quads, place(per_block)), MatMut::at(scales, place(1)));
+            let items = row * blocks.count..(row + 1) * blocks.count;
+            machine.run(Quantize { x, blocks, items, quads: to.0, scales: to.1 });
+        }
+        let x = Activations { quads: quads.all_mut(), scales: scales.all_mut() };
+        let mut y_mn = vec![f32::NAN; rows * n];
+        for part in 0..parts {
+            let tiles =
+                self.packed.tiles() * part / parts..self.packed.tiles() * (part + 1) / parts;
+            let out = MatMut::columns(&mut y_mn, n, tiles.start * LANES..n.min(tiles.end * LANES));
+            work(GroupedLinear { weight: self.packed, bias: self.bias, x, tiles, out });
+        }
+        y_mn
+    }
+
+    /// By the generic kernel.
+    fn expected(&self) -> Vec<f32> {
+        let machine = Machine::Scalar;
+        self.run(machine, QuadLayout::ROWS, 1, |linear| machine.run(linear))
+    }
+
+    /// With emulated registers, scaled by the vector instructions of `machine`.
+    fn emulated(&self, machine: Machine, height: usize, parts: usize) -> Vec<f32> {
+        let (layout, unit) = (QuadLayout { height }, EmulatedUnit);
+        self.run(machine, layout, parts, |linear| {
+            machine.run(MatrixLinear { linear, layout, unit });
+        })
+    }
+}
+
+/// The instruction sets with a matrix unit and the emulated one; says so if there is no real one.
+fn matrix_machines() -> Vec<Machine> {
+    let mut found: Vec<_> =
+        machines().into_iter().filter(|machine| machine.isa() == Isa::Amx).collect();
+    found.push(Machine::EmulatedAmx(EmulatedUnit));
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_row_is_the_same_bits_as_without_a_matrix_unit(
+        spec in GroupedSpec::any(), rows in 1usize..=70, taller: bool, parts in 1usize..4, biased: bool
+    ) {
+        let packed = Packed::new(&random_grouped(&spec));
+        let mut rng = Rng::new(spec.seed ^ 3);
+        let (x, bias) = (rng.floats(rows * spec.k, 2.0), rng.floats(spec.n, 1.0));
+        let case = Case { packed: &packed, bias: biased.then_some(&bias[..]), x_mk: &x };
+        let expected = case.expected();
+        let height = if taller { 2 * PRODUCT_ROWS } else { PRODUCT_ROWS };
+        for machine in machines() {
+            prop_assert_eq!(&case.emulated(machine, height, parts), &expected);
+        }
+        let layout = layout(rows, &packed.blocks);
+        for machine in matrix_machines() {
+            let found = case.run(machine, layout, parts, |linear| machine.multiply(linear, layout));
+            prop_assert_eq!(&found, &expected);
+        }
+    }
+}
+
+#[test]
+fn large_codes_zeros_and_activations_stay_exact() {
+    for bits in [Bits::Four, Bits::Eight] {
+        let shape = quant::GroupedShape { n: 40, k: 256, group: 128, bits };
+        let most = bits.max_code();
+        for zero in [0, most] {
+            let codes = vec![if zero == 0 { 255 } else { 0 }; 40 * bits.row_bytes(256)];
+            let (scales, zeros) = (vec![0.5; 80], vec![zero; 80]);
+            let parts = quant::GroupedParts { shape, codes, scales, zeros, perm: None };
+            let packed = Packed::new(&quant::Grouped::new("extreme", parts).unwrap());
+            let x: Vec<f32> = (0..33 * 256).map(|i| [127.0, -127.0][i / 256 % 2]).collect();
+            let case = Case { packed: &packed, bias: None, x_mk: &x };
+            let row = 256.0 * 127.0 * 0.5 * f32::from(most) * if zero == 0 { 1.0 } else { -1.0 };
+            for machine in machines() {
+                let y = case.emulated(machine, PRODUCT_ROWS, 1);
+                assert!(y.iter().enumerate().all(|(i, y)| *y == [row, -row][i / 40 % 2]));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_is_not_finite_shows_and_stays_alone() {
+    let packed = Packed::new(&random_grouped(&GroupedSpec::default()));
+    let mut x = Rng::new(4).floats(20 * packed.k, 1.0);
+    x[17 * packed.k + 5] = f32::NAN;
+    let case = Case { packed: &packed, bias: None, x_mk: &x };
+    let y = case.emulated(Machine::Scalar, PRODUCT_ROWS, 1);
+    assert!(y.chunks(32).enumerate().all(|(row, y)| y.iter().all(|y| y.is_nan() == (row == 17))));
+}
+
+#[test]
+fn blocks_of_every_size_fall_into_equal_steps() {
+    for block in (8..=MAX_BLOCK).step_by(8) {
+        let steps = Steps::of(block);
+        assert_eq!(steps.block_quads(), block / 4);
+        assert!((1..=2).contains(&steps.count) && (1..=STEP_QUADS).contains(&steps.quads));
+    }
+}
+
+#[test]
+fn row_blocks_fit_the_caches_and_the_memory() {
+    for (k, rows, height) in [
+        (4096, 16, 32),
+        (4096, 33, 64),
+        (4096, 512, 128),
+        (11008, 512, 64),
+        (28672, 512, 32),
+        (65536, 512, 32),
+        (128, 1000, 128),
+    ] {
+        let blocks = Blocks::new(k, 128, None);
+        assert_eq!(layout(rows, &blocks).height, height, "k {k}, {rows} rows");
+    }
+    let blocks = Blocks::new(8192, 128, None);
+    for most in 1..300 {
+        let room = padded_rows(most, &blocks);
+        let fits =
+            |rows| room >= rows && (rows < FEWEST_ROWS || room >= layout(rows, &blocks).rows(rows));
+        assert!((1..=most).all(fits), "{most}");
+    }
+}
+
+#[test]
+fn few_rows_do_without_the_matrix_unit() {
+    let blocks = Blocks::new(256, 128, None);
+    for machine in matrix_machines() {
+        assert_eq!(machine.quad_layout(FEWEST_ROWS - 1, &blocks), QuadLayout::ROWS);
+        assert_eq!(machine.quad_layout(FEWEST_ROWS, &blocks), QuadLayout { height: 32 });
+    }
+    assert_eq!(Machine::Scalar.quad_layout(100, &blocks), QuadLayout::ROWS);
+}
