@@ -1,7 +1,8 @@
 //! `foretoken bench kernels`: every distinct linear of a model alone.
 //!
-//! Each is a program of copies beyond all caches, run as any program is; all row counts take
-//! turns, round by round, and the least time of each counts. Not here: whole steps ([`super`]).
+//! Each is a program of as many copies as leave all caches, run as any program is; all row counts
+//! take turns, round by round, and the least time of each counts. Not here: whole steps
+//! ([`super`]).
 
 use super::output::Writer;
 use super::rows::{LINEARS, LinearFigures, Setting};
@@ -20,9 +21,6 @@ use std::time::Instant;
 /// Row counts that take turns.
 const ROWS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
-/// Bytes that all copies of a matrix together exceed: as many as the bandwidth is measured over.
-const BEYOND_CACHES: usize = 256 << 20;
-
 /// Rounds between two measurements of what the machine can do.
 const CEILING_ROUNDS: usize = 10;
 
@@ -32,7 +30,7 @@ pub(super) fn run(args: &KernelsArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let mut writer = Writer::new(&LINEARS, args.measuring.output);
     for place in places(&args.measuring)? {
         for linear in distinct(subject.program()) {
-            let measured = Measured::new(&linear, place, args.repetitions, io)?;
+            let measured = Measured::new(&linear, place, args, io)?;
             let figures = measured.figures(&linear, place.setting(&subject));
             writer.row(&to_row(&figures)?, io)?;
         }
@@ -80,8 +78,14 @@ struct Measured {
 }
 
 impl Measured {
-    fn new(linear: &Linear, place: Place<'_>, rounds: usize, io: &Io<'_>) -> anyhow::Result<Self> {
-        let copies = BEYOND_CACHES.div_ceil(linear.format.bytes(linear.shape).max(1));
+    fn new(
+        linear: &Linear,
+        place: Place<'_>,
+        args: &KernelsArgs,
+        io: &Io<'_>,
+    ) -> anyhow::Result<Self> {
+        let rounds = args.repetitions;
+        let copies = (args.footprint << 20).div_ceil(linear.format.bytes(linear.shape).max(1));
         let program = synthetic::linears(linear.format, linear.shape, copies);
         let most = ROWS[ROWS.len() - 1];
         let limits = StepLimits {

@@ -25,10 +25,10 @@ pub struct BenchArgs {
     #[arg(short, long, value_delimiter = ',', default_value = "0", value_parser = tokens)]
     pub depth: Vec<usize>,
     /// Sequences decoded at once, comma separated
-    #[arg(short, long, value_delimiter = ',', default_value = "1", value_parser = rows)]
+    #[arg(short, long, value_delimiter = ',', default_value = "1", value_parser = count)]
     pub batch: Vec<usize>,
     /// Rows of one sequence that a step verifies, comma separated: T(M) / T(1) of whole steps
-    #[arg(long, value_delimiter = ',', value_parser = rows)]
+    #[arg(long, value_delimiter = ',', value_parser = count)]
     pub verify: Vec<usize>,
     /// Timed repetitions of a test, after one to warm up
     #[arg(short, long, default_value_t = 5, value_parser = repetitions)]
@@ -54,6 +54,10 @@ pub struct KernelsArgs {
     /// Rounds over all row counts, after one to warm up; the least time of each counts
     #[arg(short, long, default_value_t = 20, value_parser = repetitions)]
     pub repetitions: usize,
+    /// MiB that the copies of a matrix fill together: more than the caches hold measures them
+    /// from memory, less from the caches
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = count)]
+    pub footprint: usize,
     /// How to measure.
     #[command(flatten)]
     pub measuring: MeasuringArgs,
@@ -87,7 +91,7 @@ fn shape_help() -> String {
 #[derive(Debug, Args)]
 pub struct MeasuringArgs {
     /// Thread counts of the cpu device, comma separated; default: all cores, even for small models
-    #[arg(short, long, value_delimiter = ',', value_parser = rows)]
+    #[arg(short, long, value_delimiter = ',', value_parser = count)]
     pub threads: Vec<usize>,
     /// Instruction set of the cpu device; default: the best this machine has
     #[arg(long, value_enum)]
@@ -134,8 +138,8 @@ pub enum OutputFormat {
 
 /// Positions that a test may ask for: far beyond any context, yet no overflow.
 const MOST_TOKENS: usize = 1 << 20;
-/// Sequences or rows of a step, or threads.
-const MOST_ROWS: usize = 1 << 10;
+/// Sequences or rows of a step, threads, or MiB.
+const MOST: usize = 1 << 10;
 
 fn within(text: &str, least: usize, most: usize) -> Result<usize, String> {
     let value = text.trim().parse().ok().filter(|value| (least..=most).contains(value));
@@ -146,8 +150,8 @@ fn tokens(text: &str) -> Result<usize, String> {
     within(text, 0, MOST_TOKENS)
 }
 
-fn rows(text: &str) -> Result<usize, String> {
-    within(text, 1, MOST_ROWS)
+fn count(text: &str) -> Result<usize, String> {
+    within(text, 1, MOST)
 }
 
 fn repetitions(text: &str) -> Result<usize, String> {
