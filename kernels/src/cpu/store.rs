@@ -90,11 +90,28 @@ pub(crate) fn load(
     source: &dyn WeightSource,
     threads: usize,
 ) -> Result<Vec<Stored>, Error> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = pool.map_err(|e| Error::Device {
+    let mut handles = vec![];
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).spawn_handler(|thread| {
+        handles.push(std::thread::Builder::new().spawn(|| thread.run())?);
+        Ok(())
+    });
+    let stored = pool.build().map(|pool| load_on(&pool, program, source));
+    // A pool alone does not wait for its threads, and steps should have the machine to themselves.
+    for handle in handles {
+        // What a thread runs reports through the pool.
+        drop(handle.join());
+    }
+    stored.map_err(|e| Error::Device {
         device: "cpu".to_owned(),
         reason: format!("no {threads} threads to load with: {e}"),
-    })?;
+    })?
+}
+
+fn load_on(
+    pool: &rayon::ThreadPool,
+    program: &Program,
+    source: &dyn WeightSource,
+) -> Result<Vec<Stored>, Error> {
     let uses = uses(program);
     let one = |(i, uses): (usize, &Uses)| {
         let loader = Loader { program, source, id: WeightId(i as u32) };
