@@ -93,6 +93,7 @@ impl Loop {
             blocks: (TOKENS as usize + 1).div_ceil(BLOCK_LEN),
             block_len: BLOCK_LEN,
             max_waiting: 0,
+            max_drafted: 0,
         };
         let runner = build(model, &config.step_limits());
         Self { engine: Engine::new(runner, config), events: vec![] }

@@ -4,6 +4,7 @@
 //! [`crate::stream`] after.
 
 use crate::sampler::SamplingParams;
+use crate::speculation::SpeculationCounts;
 use kernels::program::TokenId;
 
 /// Names a request for as long as the engine lives.
@@ -32,6 +33,8 @@ pub enum Event {
         id: RequestId,
         /// Which.
         token: TokenId,
+        /// How it came about.
+        source: TokenSource,
     },
     /// No more tokens will come.
     Finished {
@@ -39,6 +42,8 @@ pub enum Event {
         id: RequestId,
         /// Why.
         reason: FinishReason,
+        /// What guessing ahead did for it.
+        speculation: SpeculationCounts,
     },
     /// The request failed; no more tokens will come.
     Failed {
@@ -47,6 +52,19 @@ pub enum Event {
         /// Why, in a sentence.
         reason: String,
     },
+}
+
+/// How a token came about; the token itself is the verifier's choice in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenSource {
+    /// Chosen by the verifier in a step in which nothing was proposed.
+    Plain,
+    /// Proposed by a drafter and accepted.
+    Drafted,
+    /// Chosen where the proposed token was not accepted.
+    Corrected,
+    /// Chosen after all proposed tokens were accepted.
+    Bonus,
 }
 
 /// Why a sequence ended.

@@ -24,17 +24,17 @@ pub struct Budget {
     pub sequences: usize,
 }
 
-/// Tokens `start..end` of one sequence and how many of their logits are wanted.
+/// Tokens `start..end` of one sequence, some perhaps still to be proposed, and how many of their logits are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepPart {
     /// Index of the sequence.
     pub sequence: usize,
     /// First token, the first one not computed yet.
     pub start: usize,
-    /// End of the tokens.
+    /// End of the tokens; beyond the sequence's own there is room for proposed ones.
     pub end: usize,
     /// Logits are wanted of the last `outputs` tokens: none for a chunk inside a prefill, one
-    /// where a token can be chosen. (More than one is what verifying drafts takes.)
+    /// where a token can be chosen, and one for each proposed token.
     pub outputs: usize,
 }
 
@@ -62,6 +62,11 @@ impl Scheduler {
         &self.plan
     }
 
+    /// Its parts, for a drafter that proposes fewer tokens than they have room for.
+    pub fn parts_mut(&mut self) -> &mut [StepPart] {
+        &mut self.plan.parts
+    }
+
     /// Plans the next step over `sequences`, which must be in order of arrival and hold all blocks
     /// that are taken from `pool`. Takes and gives back blocks, and counts who waits. While any
     /// sequence is open, the plan has at least one part or one sequence that is too large.
@@ -71,14 +76,24 @@ impl Scheduler {
         self.plan.preempted = 0;
         self.sort(sequences);
         let mut tokens_left = budget.tokens;
+        let mut decodes_left = sequences.iter().filter(|s| decodes(s)).count();
         for k in 0..self.order.len() {
             if tokens_left == 0 || self.plan.parts.len() == budget.sequences {
                 break;
             }
             let i = self.order[k];
+            let decode = decodes(&sequences[i]);
+            decodes_left -= usize::from(decode);
             if self.reserve(i, sequences, pool, budget.sequences) {
-                let part = part(i, &sequences[i], tokens_left);
+                let mut part = part(i, &sequences[i], tokens_left);
                 tokens_left -= part.end - part.start;
+                if decode {
+                    // A token of another sequence goes before a guess for this one.
+                    let room = tokens_left.saturating_sub(decodes_left);
+                    let room = room_for_proposals(i, sequences, pool, room);
+                    (part.end, part.outputs) = (part.end + room, part.outputs + room);
+                    tokens_left -= room;
+                }
                 self.plan.parts.push(part);
             }
         }
@@ -106,7 +121,7 @@ impl Scheduler {
             let s = &sequences[i];
             let class = match s.waited {
                 waited if waited >= WAITED_MAX => 0,
-                _ if s.phase == Phase::Running && s.pending() == 1 => 1,
+                _ if decodes(s) => 1,
                 _ => 2,
             };
             (class, Reverse(if class == 0 { s.waited } else { 0 }), i)
@@ -157,6 +172,11 @@ impl Scheduler {
     }
 }
 
+/// Whether a sequence needs one token to go on.
+fn decodes(sequence: &Sequence) -> bool {
+    sequence.phase == Phase::Running && sequence.pending() == 1
+}
+
 /// Whether a waiting sequence may start: no earlier one waits, there is a place, and all its tokens
 /// find blocks. Leaves a block for each running sequence, which may soon need one: otherwise the
 /// newcomer would be the first to lose its own.
@@ -169,9 +189,26 @@ fn admissible(i: usize, sequences: &[Sequence], pool: &BlockPool, sequences_max:
 
 fn preempt(sequence: &mut Sequence, pool: &mut BlockPool) {
     pool.release(&mut sequence.blocks);
-    sequence.computed = 0;
-    sequence.waited = 0;
-    sequence.phase = Phase::Waiting;
+    sequence.reset();
+}
+
+/// How many tokens may be proposed for running sequence `i`, with blocks for them taken: at most
+/// `most`, and only into its own blocks and such that no other running sequence may need next.
+fn room_for_proposals(
+    i: usize,
+    sequences: &mut [Sequence],
+    pool: &mut BlockPool,
+    most: usize,
+) -> usize {
+    let others = sequences.iter().filter(|s| s.phase == Phase::Running).count() - 1;
+    let sequence = &mut sequences[i];
+    let wanted = sequence.draft.wanted.min(sequence.proposals_max()).min(most);
+    let (len, held) = (sequence.tokens.len(), sequence.blocks.len());
+    let spare = pool.free().saturating_sub(others);
+    let room = wanted.min((held + spare) * pool.block_len() - len);
+    let grown = pool.grow(&mut sequence.blocks, len + room);
+    debug_assert!(grown, "blocks that were counted free");
+    if grown { room } else { 0 }
 }
 
 /// As many pending tokens of a sequence as fit; logits only where they reach its end.

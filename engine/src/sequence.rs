@@ -5,6 +5,7 @@
 
 use crate::request::{FinishReason, Request, RequestId};
 use crate::sampler::{History, SamplingParams};
+use crate::speculation::DraftState;
 use kernels::program::{BlockId, TokenId};
 
 /// What a sequence is doing.
@@ -23,7 +24,7 @@ pub enum Phase {
 pub struct Sequence {
     /// Its name.
     pub id: RequestId,
-    /// Prompt, then generated tokens.
+    /// Prompt, then generated tokens, then during a step those proposed by a drafter.
     pub tokens: Vec<TokenId>,
     /// How many of them are the prompt.
     pub prompt_len: usize,
@@ -38,6 +39,8 @@ pub struct Sequence {
     /// Tokens whose keys and values are in `blocks`; always fewer than `tokens.len()` between
     /// steps, since a token's logits are wanted before there is a next one.
     pub computed: usize,
+    /// Its drafting side.
+    pub draft: DraftState,
     /// Its block table.
     pub blocks: Vec<BlockId>,
     /// Steps since it last had a part in one, as the scheduler counts them.
@@ -57,6 +60,7 @@ impl Sequence {
             sampling: request.sampling,
             phase: Phase::Waiting,
             computed: 0,
+            draft: DraftState::default(),
             blocks: Vec::new(),
             waited: 0,
         }
@@ -80,6 +84,34 @@ impl Sequence {
         History { prompt, generated }
     }
 
+    /// Appends a token that awaits verification.
+    pub fn propose(&mut self, token: TokenId) {
+        self.tokens.push(token);
+        self.draft.proposed += 1;
+    }
+
+    /// Moves the proposed tokens from its end into `proposed` and counts them.
+    pub fn take_proposed(&mut self, proposed: &mut Vec<TokenId>) {
+        proposed.clear();
+        let count = std::mem::take(&mut self.draft.proposed);
+        proposed.extend(self.tokens.drain(self.tokens.len() - count..));
+        self.draft.counts.cycles += u64::from(count > 0);
+        self.draft.counts.drafted_tokens += count as u64;
+    }
+
+    /// Most tokens that are worth proposing: with the one chosen after them it ends.
+    pub fn proposals_max(&self) -> usize {
+        self.len_max.saturating_sub(self.tokens.len() + 1)
+    }
+
+    /// Gives up what was computed, in all models: it starts anew from its tokens.
+    pub fn reset(&mut self) {
+        self.computed = 0;
+        self.draft.computed = 0;
+        self.waited = 0;
+        self.phase = Phase::Waiting;
+    }
+
     /// Appends a chosen token; says why the sequence ends if it does.
     pub fn push(&mut self, token: TokenId) -> Option<FinishReason> {
         self.tokens.push(token);
@@ -87,11 +119,6 @@ impl Sequence {
             return Some(FinishReason::Stop);
         }
         (self.tokens.len() >= self.len_max).then_some(FinishReason::Length)
-    }
-
-    /// Positions of its `index`-th block that hold computed keys and values.
-    pub fn live_positions(&self, index: usize, block_len: usize) -> usize {
-        self.computed.saturating_sub(index * block_len).min(block_len)
     }
 }
 

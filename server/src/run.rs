@@ -152,6 +152,7 @@ fn engine(model: &Model, request: &Request, args: &RunArgs, io: &Io<'_>) -> anyh
         blocks: positions.div_ceil(BLOCK_LEN).max(1),
         block_len: BLOCK_LEN,
         max_waiting: 1,
+        max_drafted: 0,
     };
     config.check(request)?;
     let backend = load::backend(&args.device)?;

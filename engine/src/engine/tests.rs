@@ -2,8 +2,10 @@
 
 use super::scripted::{Faults, Log, ScriptedRunner, StepSize, expected_logits};
 use super::*;
+use crate::request::TokenSource;
 use crate::sampler::{SamplingParams, sample};
 use crate::scheduler::WAITED_MAX;
+use crate::speculation::{DraftModel, Drafter, Length, Rule, SpeculationCounts};
 use kernels::program::TokenId;
 use std::collections::BTreeMap;
 use testkit::Rng;
@@ -16,6 +18,7 @@ const CONFIG: EngineConfig = EngineConfig {
     blocks: 64,
     block_len: 4,
     max_waiting: 16,
+    max_drafted: 0,
 };
 
 fn engine_with(config: EngineConfig, faults: Faults) -> (Engine, Log) {
@@ -41,6 +44,17 @@ fn prompt(len: usize) -> Vec<u32> {
     (0..len as u32).map(|t| t * 7 % 29).collect()
 }
 
+/// A drafter that is right some of the time, perhaps never or always.
+fn random_speculation(rng: &mut Rng, config: &EngineConfig) -> Speculation {
+    let (limits, vocab) = (config.draft_limits(), config.vocab);
+    let right = [0, 30, 70, 90, 100][rng.below(5)];
+    let runner = Box::new(ScriptedRunner::draft(limits, vocab, right));
+    // Often with a shorter context than the verifier's.
+    let context_len = config.context_len.min(4 + rng.below(90) as u32);
+    let drafter = Drafter::Model(DraftModel::new(runner, &limits, vocab, context_len));
+    Speculation { drafter, length: Length::Fixed(rng.below(7)), rule: Rule::Coupled }
+}
+
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq)]
 enum End {
@@ -55,19 +69,34 @@ struct Outcome {
     end: Option<End>,
 }
 
+/// How the tokens of a run came about.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sources {
+    drafted: u64,
+    corrected: u64,
+    bonus: u64,
+}
+
 /// Sorts events by request; none may follow the last one of its request.
-fn collect(outcomes: &mut BTreeMap<RequestId, Outcome>, events: &mut Vec<Event>) {
+fn collect(outcomes: &mut BTreeMap<RequestId, Outcome>, events: &mut Vec<Event>) -> Sources {
+    let mut sources = Sources::default();
     for event in events.drain(..) {
         let (Event::Token { id, .. } | Event::Finished { id, .. } | Event::Failed { id, .. }) =
             event;
         let outcome = outcomes.entry(id).or_default();
         assert_eq!(outcome.end, None, "an event after the end of {id:?}: {event:?}");
         match event {
-            Event::Token { token, .. } => outcome.tokens.push(token),
+            Event::Token { token, source, .. } => {
+                outcome.tokens.push(token);
+                sources.drafted += u64::from(source == TokenSource::Drafted);
+                sources.corrected += u64::from(source == TokenSource::Corrected);
+                sources.bonus += u64::from(source == TokenSource::Bonus);
+            }
             Event::Finished { reason, .. } => outcome.end = Some(End::Finished(reason)),
             Event::Failed { reason, .. } => outcome.end = Some(End::Failed(reason)),
         }
     }
+    sources
 }
 
 fn run_to_the_end(engine: &mut Engine) -> BTreeMap<RequestId, Outcome> {
@@ -139,6 +168,7 @@ fn random_config(rng: &mut Rng) -> EngineConfig {
         blocks: 1 + rng.below(blocks_max),
         block_len: 1 + rng.below(8),
         max_waiting: rng.below(12),
+        max_drafted: rng.below(7),
     }
 }
 
@@ -151,6 +181,7 @@ struct Coverage {
     too_large: usize,
     stopped: usize,
     mixed_steps: usize,
+    sources: Sources,
 }
 
 /// One random run: requests arrive and are cancelled at random while steps go on.
@@ -164,15 +195,20 @@ struct Run {
     /// Every accepted request ends within this many more steps.
     steps_left: usize,
     refused: usize,
+    sources: Sources,
 }
 
 impl Run {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let config = random_config(&mut rng);
-        let (engine, log) = engine_with(config, Faults::default());
+        let (mut engine, log) = engine_with(config, Faults::default());
+        if rng.below(4) > 0 {
+            engine = engine.with_speculation(random_speculation(&mut rng, &config));
+        }
         let (open, outcomes) = (BTreeMap::new(), BTreeMap::new());
-        Self { rng, engine, log, open, outcomes, steps_left: 0, refused: 0 }
+        let sources = Sources::default();
+        Self { rng, engine, log, open, outcomes, steps_left: 0, refused: 0, sources }
     }
 
     fn submit(&mut self) {
@@ -205,7 +241,10 @@ impl Run {
         }
         let mut events = Vec::new();
         let progress = self.engine.step(&mut events).unwrap();
-        collect(&mut self.outcomes, &mut events);
+        let sources = collect(&mut self.outcomes, &mut events);
+        self.sources.drafted += sources.drafted;
+        self.sources.corrected += sources.corrected;
+        self.sources.bonus += sources.bonus;
         self.engine.check_integrity();
         progress
     }
@@ -249,13 +288,16 @@ impl Run {
         }
         coverage.preemptions += self.engine.counts().preemptions;
         coverage.refused += self.refused;
+        coverage.sources.drafted += self.sources.drafted;
+        coverage.sources.corrected += self.sources.corrected;
+        coverage.sources.bonus += self.sources.bonus;
         let mixed = |s: &StepSize| s.outputs > 0 && s.tokens > s.sequences;
         coverage.mixed_steps += self.log.take().iter().filter(|s| mixed(s)).count();
     }
 }
 
 /// The engine's main promise: tokens do not depend on arrivals, budgets, chunks, pools, preemption,
-/// cancelled neighbours or dead memory.
+/// cancelled neighbours, dead memory or drafters.
 #[test]
 fn any_schedule_gives_each_request_what_it_gets_alone() {
     let mut coverage = Coverage::default();
@@ -271,7 +313,10 @@ fn any_schedule_gives_each_request_what_it_gets_alone() {
         }
     }
     eprintln!("{coverage:?}");
-    let Coverage { preemptions, refused, cancelled, too_large, stopped, mixed_steps } = coverage;
+    let Coverage { preemptions, refused, cancelled, too_large, stopped, mixed_steps, sources } =
+        coverage;
+    let Sources { drafted, corrected, bonus } = sources;
+    assert!(drafted > 10_000 && corrected > 10_000 && bonus > 2_000, "too little was drafted");
     assert!(preemptions > 1000 && refused > 1000 && cancelled > 500, "too little happened");
     assert!(too_large > 500 && stopped > 500 && mixed_steps > 5000, "too little happened");
 }
@@ -350,7 +395,8 @@ fn idle_without_requests_and_cancelling_the_unknown_changes_nothing() {
     engine.cancel(id);
     assert_eq!(engine.counts().blocks_free, CONFIG.blocks, "blocks are free at once");
     assert_eq!(engine.step(&mut events).unwrap(), Progress::Idle);
-    assert_eq!(events, [Event::Finished { id, reason: FinishReason::Cancelled }]);
+    let (reason, speculation) = (FinishReason::Cancelled, SpeculationCounts::default());
+    assert_eq!(events, [Event::Finished { id, reason, speculation }]);
 }
 
 #[test]

@@ -1,0 +1,139 @@
+//! The inside of a step: draft, run, and book what the verifier says.
+//!
+//! Input: the plan of [`crate::scheduler`] over the engine's sequences. Not here: what callers
+//! see ([`super`]), which tokens are proposed ([`crate::speculation`]).
+
+use super::{Engine, Progress};
+use crate::Error;
+use crate::request::{Event, TokenSource};
+use crate::sampler::{LogitsError, Sampler};
+use crate::scheduler::StepPart;
+use crate::sequence::Sequence;
+use crate::speculation::Rule;
+use kernels::program::TokenId;
+
+impl Engine {
+    /// Says how many tokens each sequence wants proposed.
+    pub(super) fn choose_lengths(&mut self) {
+        let Some(speculation) = &mut self.speculation else { return };
+        for sequence in &mut self.sequences {
+            sequence.draft.wanted = speculation.length.wanted().min(self.config.max_drafted);
+        }
+    }
+
+    /// Has tokens proposed where the plan has room for them.
+    pub(super) fn draft(&mut self) -> Result<(), Error> {
+        let Some(speculation) = &mut self.speculation else { return Ok(()) };
+        speculation.drafter.propose(self.scheduler.parts_mut(), &mut self.sequences)
+    }
+
+    /// Runs the planned parts; leaves `[r, v]` logits in `output`.
+    pub(super) fn run(&mut self) -> Result<(), Error> {
+        let parts = &self.scheduler.last().parts;
+        if parts.is_empty() {
+            return Ok(());
+        }
+        self.batch.pack(parts, &self.sequences, self.config.block_len);
+        let input = self.batch.input();
+        self.runner.step(&input, &mut self.output)?;
+        let (expected, found) =
+            (input.output_rows.len() * self.config.vocab, self.output.logits.len());
+        if expected == found {
+            return Ok(());
+        }
+        let reason = format!("expected {expected} logits of the runner, found {found}");
+        Err(kernels::Error::Input { reason }.into())
+    }
+
+    /// Books the computed tokens and chooses new ones.
+    pub(super) fn commit(&mut self, events: &mut Vec<Event>) -> Progress {
+        let (mut prefill_tokens, mut decode_tokens, mut row) = (0, 0, 0);
+        for k in 0..self.scheduler.last().parts.len() {
+            let part = self.scheduler.last().parts[k];
+            let sequence = &mut self.sequences[part.sequence];
+            let (len, proposed) = (sequence.tokens.len(), sequence.draft.proposed);
+            let decode = part.start >= sequence.prompt_len && part.start + proposed + 1 == len;
+            sequence.computed = part.end - proposed;
+            let chosen = if part.outputs > 0 { self.extend(part, row, events) } else { 0 };
+            if decode {
+                decode_tokens += chosen;
+            } else {
+                prefill_tokens += part.end - part.start;
+            }
+            row += part.outputs;
+        }
+        Progress::Worked { prefill_tokens, decode_tokens }
+    }
+
+    /// Chooses tokens after `part` from the output rows that begin at `row`, until the verifier
+    /// does not accept a proposed token or the sequence ends; how many.
+    fn extend(&mut self, part: StepPart, row: usize, events: &mut Vec<Event>) -> usize {
+        let sequence = &mut self.sequences[part.sequence];
+        sequence.take_proposed(&mut self.proposed);
+        let (id, len) = (sequence.id, sequence.tokens.len());
+        let rule = self.speculation.as_ref().map_or(Rule::Coupled, |s| s.rule);
+        let rows = self.output.logits[row * self.config.vocab..].chunks_exact(self.config.vocab);
+        let mut end = None;
+        for (i, logits_v) in rows.take(part.outputs).enumerate() {
+            let guess = Guess { proposed: self.proposed.get(i).copied(), first: i == 0, rule };
+            match guess.resolve(&mut self.sampler, logits_v, sequence) {
+                Ok((token, source)) => {
+                    events.push(Event::Token { id, token, source });
+                    let speculation = sequence.draft.counts;
+                    end = (sequence.push(token)).map(|reason| Event::Finished {
+                        id,
+                        reason,
+                        speculation,
+                    });
+                    if source == TokenSource::Corrected {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    let reason = format!("no token can be chosen at position {}: {error}", len + i);
+                    end = Some(Event::Failed { id, reason });
+                }
+            }
+            if end.is_some() {
+                break;
+            }
+        }
+        sequence.draft.computed = sequence.draft.computed.min(sequence.computed);
+        let chosen = sequence.tokens.len() - len;
+        if let Some(event) = end {
+            self.end(part.sequence, event, events);
+        }
+        chosen
+    }
+}
+
+/// One output row that may confirm a proposed token.
+struct Guess {
+    proposed: Option<TokenId>,
+    /// Whether it is the first row of its sequence.
+    first: bool,
+    rule: Rule,
+}
+
+impl Guess {
+    /// The token that stands after `sequence` and how it came about; books an accepted one.
+    fn resolve(
+        &self,
+        sampler: &mut Sampler,
+        logits_v: &[f32],
+        sequence: &mut Sequence,
+    ) -> Result<(TokenId, TokenSource), LogitsError> {
+        let position = sequence.tokens.len() as u32;
+        let params = &sequence.sampling;
+        let chosen = sampler.sample(logits_v, &sequence.history(), params, position)?;
+        let Some(proposed) = self.proposed else {
+            return Ok((chosen, if self.first { TokenSource::Plain } else { TokenSource::Bonus }));
+        };
+        if !self.rule.accepts(proposed, chosen, params.seed, position) {
+            return Ok((chosen, TokenSource::Corrected));
+        }
+        sequence.computed += 1;
+        sequence.draft.counts.accepted_tokens += 1;
+        Ok((proposed, TokenSource::Drafted))
+    }
+}

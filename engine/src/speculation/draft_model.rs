@@ -1,0 +1,140 @@
+//! A draft model: a second runner that proposes tokens one step after another.
+//!
+//! It follows the verifier through a sequence's prompt, chunk by chunk, and its keys and values
+//! lie in the sequence's own KV blocks (in its own memory for them), so one block table serves
+//! both, and giving a sequence up or going back to an earlier length costs nothing. Where it lags
+//! behind (it was not asked for a while), it first catches up within a step's limits.
+//!
+//! Not here: whether drafting pays, acceptance. All sequences draft in one batch.
+
+use crate::Error;
+use crate::batch::Batch;
+use crate::sampler::Sampler;
+use crate::scheduler::StepPart;
+use crate::sequence::Sequence;
+use kernels::{Runner, StepLimits, StepOutput};
+
+/// A runner that drafts.
+pub struct DraftModel {
+    runner: Box<dyn Runner>,
+    vocab: usize,
+    context_len: usize,
+    limits: StepLimits,
+    batch: Batch,
+    output: StepOutput,
+    sampler: Sampler,
+    /// What the next step of the draft computes, and up to which length its sequence may grow.
+    parts: Vec<StepPart>,
+    ends: Vec<usize>,
+}
+
+impl std::fmt::Debug for DraftModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DraftModel").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl DraftModel {
+    /// A draft model over a runner built for `limits`, whose blocks must be those of the
+    /// verifier's runner in number and length.
+    ///
+    /// # Panics
+    /// If the vocabulary or the context is empty.
+    pub fn new(
+        runner: Box<dyn Runner>,
+        limits: &StepLimits,
+        vocab: usize,
+        context_len: u32,
+    ) -> Self {
+        assert!(vocab > 0 && context_len > 0, "a model has tokens and a context");
+        Self {
+            runner,
+            vocab,
+            context_len: context_len as usize,
+            limits: *limits,
+            batch: Batch::new(limits),
+            output: StepOutput::default(),
+            sampler: Sampler::default(),
+            parts: Vec::new(),
+            ends: Vec::new(),
+        }
+    }
+
+    /// The runner, for memory figures and tests.
+    pub(crate) fn runner(&mut self) -> &mut dyn Runner {
+        self.runner.as_mut()
+    }
+
+    /// Follows the sequences of `parts` that want drafts, and proposes tokens where a part has
+    /// room for them and nobody has proposed any.
+    ///
+    /// # Errors
+    /// Those of the runner.
+    pub(crate) fn propose(
+        &mut self,
+        parts: &[StepPart],
+        sequences: &mut [Sequence],
+    ) -> Result<(), Error> {
+        self.start(parts, sequences);
+        while !self.parts.is_empty() {
+            self.batch.pack(&self.parts, sequences, self.limits.block_len);
+            self.runner.step(&self.batch.input(), &mut self.output)?;
+            self.sample(sequences)?;
+        }
+        Ok(())
+    }
+
+    /// The first step: catching up with the verifier, as far as the limits allow.
+    fn start(&mut self, parts: &[StepPart], sequences: &[Sequence]) {
+        self.parts.clear();
+        self.ends.clear();
+        let mut tokens_left = self.limits.tokens;
+        for part in parts {
+            let sequence = &sequences[part.sequence];
+            let (len, start) = (sequence.tokens.len(), sequence.draft.computed);
+            let known = part.end.min(len).min(self.context_len);
+            let end = known.min(start + tokens_left);
+            if sequence.draft.wanted == 0 || sequence.draft.proposed > 0 || end <= start {
+                continue;
+            }
+            let outputs = usize::from(end == len && part.end > len);
+            tokens_left -= end - start;
+            self.parts.push(StepPart { sequence: part.sequence, start, end, outputs });
+            self.ends.push(part.end.min(self.context_len + 1));
+        }
+    }
+
+    /// Books the step, appends a token wherever one was wanted, and plans the next step.
+    fn sample(&mut self, sequences: &mut [Sequence]) -> Result<(), Error> {
+        let (mut row, mut kept) = (0, 0);
+        for k in 0..self.parts.len() {
+            let (part, end) = (self.parts[k], self.ends[k]);
+            let sequence = &mut sequences[part.sequence];
+            sequence.draft.computed = part.end;
+            if part.outputs == 0 {
+                continue;
+            }
+            let logits_v = &self.output.logits[row * self.vocab..(row + 1) * self.vocab];
+            row += 1;
+            if propose_one(&mut self.sampler, logits_v, sequence) && sequence.tokens.len() < end {
+                let (start, end_now) = (part.end, sequence.tokens.len());
+                self.parts[kept] = StepPart { start, end: end_now, ..part };
+                self.ends[kept] = end;
+                kept += 1;
+            }
+        }
+        self.parts.truncate(kept);
+        self.ends.truncate(kept);
+        Ok(())
+    }
+}
+
+/// Appends the draft's choice to `sequence` as a proposed token; whether to go on. A row without
+/// a choice (the draft computed no finite logits) proposes nothing: the verifier goes on alone.
+fn propose_one(sampler: &mut Sampler, logits_v: &[f32], sequence: &mut Sequence) -> bool {
+    let position = sequence.tokens.len() as u32;
+    let choice = sampler.sample(logits_v, &sequence.history(), &sequence.sampling, position);
+    let Ok(token) = choice else { return false };
+    sequence.propose(token);
+    !sequence.stop_tokens.contains(&token)
+}

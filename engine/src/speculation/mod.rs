@@ -1,0 +1,101 @@
+//! Guessing ahead: who proposes tokens, how many, and by which rule the verifier accepts them.
+//!
+//! A cycle is one step of the engine. Before it, [`Length`] says how many tokens each sequence
+//! wants; a [`Drafter`] appends them to the sequence as *proposed* tokens; the verifier computes
+//! them like any others, and the engine accepts the longest part its [`Rule`] allows. Nothing
+//! proposed survives the step, so between steps a sequence is the same as without a draft.
+//!
+//! Not here: the verifier's step and the choice of tokens ([`crate::engine`],
+//! [`crate::sampler`]), a clock: what things cost comes in as data.
+
+pub mod draft_model;
+pub mod drafter;
+
+pub use draft_model::DraftModel;
+pub use drafter::Drafter;
+
+use crate::sampler::noise::NoiseKey;
+use kernels::program::TokenId;
+
+/// How an engine guesses ahead.
+#[derive(Debug)]
+pub struct Speculation {
+    /// Who proposes.
+    pub drafter: Drafter,
+    /// How many tokens.
+    pub length: Length,
+    /// When they are accepted.
+    pub rule: Rule,
+}
+
+/// How many tokens a sequence wants proposed in a cycle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// Always the same number; fewer where the drafter, the token budget or the end of the
+    /// sequence leaves room for fewer.
+    Fixed(usize),
+}
+
+impl Length {
+    /// Tokens that a sequence wants in the next cycle.
+    pub(crate) fn wanted(&self) -> usize {
+        match *self {
+            Self::Fixed(tokens) => tokens,
+        }
+    }
+}
+
+/// When a proposed token is accepted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// If it is the very token that the verifier chooses there. Draft and verifier share the
+    /// noise of a position, so they often agree when they sample too (Daliri, Musco and Suresh,
+    /// arXiv 2408.07978). The text is byte for byte the verifier's own.
+    Coupled,
+    /// With this probability, whatever it is: for what-if measurements. The text means nothing.
+    Simulated(f32),
+}
+
+impl Rule {
+    /// Whether `proposed` stands at `position`, where the verifier chose `chosen`.
+    pub(crate) fn accepts(
+        &self,
+        proposed: TokenId,
+        chosen: TokenId,
+        seed: u64,
+        position: u32,
+    ) -> bool {
+        match *self {
+            Self::Coupled => proposed == chosen,
+            Self::Simulated(acceptance) => {
+                // The noise of a token no vocabulary has: independent of every choice.
+                let bits = NoiseKey::new(seed, position).bits(TokenId(u32::MAX));
+                ((bits >> 40) as f32) < acceptance * (1u32 << 24) as f32
+            }
+        }
+    }
+}
+
+/// What guessing ahead did for a sequence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpeculationCounts {
+    /// Steps in which proposed tokens were verified.
+    pub cycles: u64,
+    /// Tokens proposed in them.
+    pub drafted_tokens: u64,
+    /// Of these, tokens that were accepted.
+    pub accepted_tokens: u64,
+}
+
+/// The drafting side of a sequence.
+#[derive(Debug, Clone, Default)]
+pub struct DraftState {
+    /// Tokens wanted in the next cycle.
+    pub wanted: usize,
+    /// How many of the sequence's last tokens are proposed and not verified; 0 between steps.
+    pub proposed: usize,
+    /// Leading tokens whose keys and values the draft model has, in the sequence's own blocks.
+    pub computed: usize,
+    /// What it did so far.
+    pub counts: SpeculationCounts,
+}
