@@ -14,6 +14,8 @@ mod cycle;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod speculation_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::Error;

@@ -10,12 +10,14 @@
 
 pub mod draft_model;
 pub mod drafter;
+pub mod rank;
+pub mod rejection;
 
 pub use draft_model::DraftModel;
 pub use drafter::Drafter;
 
-use crate::sampler::noise::NoiseKey;
-use kernels::program::TokenId;
+use crate::sampler::Law;
+use crate::sampler::noise::{NoiseKey, Stream};
 
 /// How an engine guesses ahead.
 #[derive(Debug)]
@@ -52,28 +54,16 @@ pub enum Rule {
     /// noise of a position, so they often agree when they sample too (Daliri, Musco and Suresh,
     /// arXiv 2408.07978). The text is byte for byte the verifier's own.
     Coupled,
+    /// By [`rejection`] sampling: more is accepted where tokens are sampled, and the text has the
+    /// verifier's law, but it is another text than without a draft. Greedy text is the same.
+    Rejection,
     /// With this probability, whatever it is: for what-if measurements. The text means nothing.
     Simulated(f32),
 }
 
-impl Rule {
-    /// Whether `proposed` stands at `position`, where the verifier chose `chosen`.
-    pub(crate) fn accepts(
-        &self,
-        proposed: TokenId,
-        chosen: TokenId,
-        seed: u64,
-        position: u32,
-    ) -> bool {
-        match *self {
-            Self::Coupled => proposed == chosen,
-            Self::Simulated(acceptance) => {
-                // The noise of a token no vocabulary has: independent of every choice.
-                let bits = NoiseKey::new(seed, position).bits(TokenId(u32::MAX));
-                ((bits >> 40) as f32) < acceptance * (1u32 << 24) as f32
-            }
-        }
-    }
+/// Whether a simulated draft is right at `position`.
+pub(crate) fn simulated(acceptance: f32, seed: u64, position: u32) -> bool {
+    NoiseKey::of(Stream::Coin, seed, position).uniform() < f64::from(acceptance)
 }
 
 /// What guessing ahead did for a sequence.
@@ -94,6 +84,9 @@ pub struct DraftState {
     pub wanted: usize,
     /// How many of the sequence's last tokens are proposed and not verified; 0 between steps.
     pub proposed: usize,
+    /// The laws they were drawn from, where the rule is [`Rule::Rejection`] and tokens are
+    /// sampled; else empty.
+    pub laws: Vec<Law>,
     /// Leading tokens whose keys and values the draft model has, in the sequence's own blocks.
     pub computed: usize,
     /// What it did so far.
