@@ -43,12 +43,16 @@ pub(crate) fn run(args: &RunArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     drop(engine);
     let mut plain = None;
     if args.compare {
+        let start = Instant::now();
+        let mut engine = maker.engine(None, io)?;
         let mut run = Generation::new(tokenizer.as_ref(), &request.prompt, args)?;
         run.show = Show::Nothing;
-        run.drive(&mut maker.engine(None, io)?, request.clone(), io)?;
+        run.timings.load = start.elapsed();
+        run.drive(&mut engine, request.clone(), io)?;
         plain = Some(run);
     }
-    let report = Report { run, ending, plain, draft, model: &model, args };
+    let sampling = &request.sampling;
+    let report = Report { run, ending, plain, draft, sampling, model: &model, args };
     report.print(io)?;
     report.check()
 }
@@ -283,6 +287,7 @@ struct Report<'a> {
     /// The same request without the draft, if that was asked for.
     plain: Option<Generation<'a>>,
     draft: Option<Draft>,
+    sampling: &'a SamplingParams,
     model: &'a Model,
     args: &'a RunArgs,
 }
@@ -378,7 +383,7 @@ impl Report<'_> {
 
     /// Fails if the draft changed the text though its rule forbids that.
     fn check(&self) -> anyhow::Result<()> {
-        let keeps = self.draft.as_ref().is_some_and(Draft::keeps_the_text);
+        let keeps = self.draft.as_ref().is_some_and(|draft| draft.keeps_the_text(self.sampling));
         match self.difference().filter(|_| keeps) {
             None => Ok(()),
             Some(difference) => {

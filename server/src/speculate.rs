@@ -11,6 +11,7 @@ use crate::load;
 use anyhow::{Context, bail};
 use engine::engine::EngineConfig;
 use engine::model::Model;
+use engine::sampler::SamplingParams;
 use engine::speculation::{DraftModel, Drafter, Length, Rule, Speculation};
 use kernels::Backend;
 use serde_json::{Value, json};
@@ -49,6 +50,7 @@ impl Draft {
         };
         let rule = match args.acceptance_rule {
             None | Some(RuleName::Coupled) => Rule::Coupled,
+            Some(RuleName::Rejection) => Rule::Rejection,
         };
         let source = match &name {
             DraftName::Off => return Ok(None),
@@ -77,9 +79,10 @@ impl Draft {
     }
 
     /// Whether the text must be the one that the verifier writes alone.
-    pub(crate) fn keeps_the_text(&self) -> bool {
+    pub(crate) fn keeps_the_text(&self, sampling: &SamplingParams) -> bool {
         match self.rule {
             Rule::Coupled => true,
+            Rule::Rejection => sampling.temperature == 0.0,
             Rule::Simulated(_) => false,
         }
     }
@@ -87,6 +90,7 @@ impl Draft {
     fn rule_name(&self) -> &'static str {
         match self.rule {
             Rule::Coupled => "coupled",
+            Rule::Rejection => "rejection",
             Rule::Simulated(_) => "simulated",
         }
     }

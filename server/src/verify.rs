@@ -34,8 +34,10 @@ pub(crate) fn run(args: &VerifyArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let named = args.model.is_some();
     let draft = Draft::open(&args.speculation, &model, named, &args.device)?
         .context("verify compares with a draft: name one by --draft")?;
-    if !draft.keeps_the_text() {
-        bail!("this rule of acceptance does not promise the same text: there is nothing to verify");
+    if !draft.keeps_the_text(&run::sampling(&args.sampling)) {
+        bail!(
+            "this --acceptance-rule does not promise the same text at this temperature: verify with coupled, or at temperature 0"
+        );
     }
     let prompts = prompts::prompts(args, &model)?;
     let requests = requests(args, &model, prompts)?;

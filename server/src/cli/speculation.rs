@@ -50,6 +50,9 @@ pub enum DraftTokens {
 pub enum RuleName {
     /// A proposed token stands if the verifier chooses the same: the text never changes.
     Coupled,
+    /// By rejection sampling: more is accepted where tokens are sampled, and the text follows the
+    /// same law, but it is another text than without a draft.
+    Rejection,
 }
 
 /// Most tokens that may be drafted in a cycle.
