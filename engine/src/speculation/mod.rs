@@ -1,0 +1,5 @@
+//! Guessing ahead: which draft models fit a verifier.
+//!
+//! Not here: running a model, sampling. Input: the tokenizers of both models.
+
+pub mod vocab;
