@@ -13,7 +13,10 @@ fn open(dir: &Path) -> Result<Model, Error> {
 }
 
 fn open_with(dir: &Path, head: Head) -> Result<Model, Error> {
-    Model::open_with(ModelFiles::Folder(dir.to_owned()), &ModelOptions { head })
+    Model::open_with(
+        ModelFiles::Folder(dir.to_owned()),
+        &ModelOptions { head, ..ModelOptions::default() },
+    )
 }
 
 /// Loads every weight and checks it against its declaration.
