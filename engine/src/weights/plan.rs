@@ -168,7 +168,8 @@ impl Planner<'_> {
         layer: &LayerSpec,
         d: usize,
     ) -> Result<LayerWeights, Error> {
-        let name = |tail: &str| format!("{}layers.{i}.{tail}", self.prefix);
+        let prefix = self.prefix;
+        let name = |tail: &str| format!("{prefix}layers.{i}.{tail}");
         let attn = |tail: &str| name(&format!("self_attn.{tail}"));
         let mlp = |tail: &str| name(&format!("mlp.{tail}"));
         let (a, f) = (&layer.attn, layer.mlp.width);
@@ -194,11 +195,31 @@ impl Planner<'_> {
                     self.vector(&format!("{attn_label}.k_norm"), &head_norms[1], a.head_width)?,
                 ]),
             },
+            out_norm: self.sub_norm(
+                &format!("{attn_label}.out_norm"),
+                &attn("attn_sub_norm.weight"),
+                a.out_norm_eps.map(|_| q_width),
+            )?,
             out: self.linears([&attn_label, "out"], &out, q_width, a.out_bias)?[0],
             mlp_norm: self.vector(&format!("{mlp_label}.norm"), &norms[1], d)?,
             gate_up: self.linears([&mlp_label, "gate_up"], &gate_up, d, layer.mlp.bias)?,
+            down_norm: self.sub_norm(
+                &format!("{mlp_label}.down_norm"),
+                &mlp("ffn_sub_norm.weight"),
+                layer.mlp.down_norm_eps.map(|_| f),
+            )?,
             down: self.linears([&mlp_label, "down"], &down, f, layer.mlp.bias)?[0],
         })
+    }
+
+    /// The norm inside a block, of the given width, where there is one.
+    fn sub_norm(
+        &mut self,
+        label: &str,
+        tensor: &str,
+        width: Option<usize>,
+    ) -> Result<Option<WeightId>, Error> {
+        width.map(|width| self.vector(label, tensor, width)).transpose()
     }
 
     fn vector(&mut self, label: &str, tensor: &str, len: usize) -> Result<WeightId, Error> {
