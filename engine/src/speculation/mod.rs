@@ -12,6 +12,8 @@ pub mod draft_model;
 pub mod drafter;
 pub mod rank;
 pub mod rejection;
+pub mod self_draft;
+pub mod vocab;
 
 pub use draft_model::DraftModel;
 pub use drafter::Drafter;
