@@ -25,6 +25,7 @@ pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 pub mod spec;
+pub mod speculation;
 pub mod stream;
 pub mod synthetic;
 pub mod tokenizer;

@@ -1,0 +1,3 @@
+//! Guessing tokens ahead of the verifier.
+
+pub mod lookup;
