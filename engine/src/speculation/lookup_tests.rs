@@ -230,8 +230,8 @@ fn the_worst_texts_are_linear() {
         println!(
             "{name}: {spent:.0?}, {bytes} bytes, {states:.2} states, {edges:.2} more edges a token"
         );
-        // Linear takes a twentieth of it, and quadratic, 2e10 links, far more on any machine.
-        assert!(spent < Duration::from_secs(2), "{name}: {spent:?}");
+        // Linear takes a tenth of it; quadratic, of 2e10 links, more than it on any machine.
+        assert!(spent < Duration::from_secs(5), "{name}: {spent:?}");
         // Each with up to twice its room: a token of 4 bytes, 2 states of 24, 8/7 entries of 17.
         assert!(bytes < 144, "{name}: {bytes} bytes a token");
     }
