@@ -10,6 +10,7 @@
 
 pub mod draft_model;
 pub mod drafter;
+pub mod lookup;
 pub mod rank;
 pub mod rejection;
 pub mod self_draft;
