@@ -92,6 +92,18 @@ pub enum Error {
         /// The first ten names, comma separated.
         first: String,
     },
+    /// A choice of the caller ([`crate::model::ModelOptions`]) that this model cannot follow.
+    #[error("{path}: {option} is {found}, expected {expected}")]
+    Choice {
+        /// The folder.
+        path: PathBuf,
+        /// Name of the choice.
+        option: &'static str,
+        /// What this model allows.
+        expected: String,
+        /// What was asked for.
+        found: String,
+    },
     /// A weight breaks the rules of its format.
     #[error("{path}: {source}")]
     Weight {

@@ -1,7 +1,8 @@
 //! From a [`ModelSpec`] and the ids of its weights to a [`Program`]: about ten steps a layer.
 //!
 //! ```text
-//! norm(+delta)  qkv  [q_norm k_norm]  rope  kv  attend  out  norm(+delta)  gate_up  act  down
+//! norm(+delta)  qkv  [q_norm k_norm]  rope  kv  attend  [norm]  out
+//! norm(+delta)  gate_up  act  [norm]  down
 //! ```
 //! Not here: model families, files, tensor names. Input is data that was checked when it was
 //! made; the backends validate the program again.
@@ -37,12 +38,16 @@ pub struct LayerWeights {
     pub qkv: Vec<Projection>,
     /// Norms of the q and the k heads, where there are such.
     pub qk_norms: Option<[WeightId; 2]>,
+    /// Norm before the output projection of attention, where there is one.
+    pub out_norm: Option<WeightId>,
     /// Output projection of attention.
     pub out: Projection,
     /// Norm before the feed-forward block.
     pub mlp_norm: WeightId,
     /// Gate and up stacked, or one after the other.
     pub gate_up: Vec<Projection>,
+    /// Norm before the output projection of the feed-forward block, where there is one.
+    pub down_norm: Option<WeightId>,
     /// Output projection of the feed-forward block.
     pub down: Projection,
 }
@@ -111,6 +116,8 @@ impl Lowering {
         let act = self.slot("act", Rows::Tokens, layer.mlp.width);
         let activate = Op::Activate { kind: layer.mlp.activation, x: gate_up, out: act };
         self.step(format!("layers.{i}.mlp.act"), activate);
+        let norm = layer.mlp.down_norm_eps.zip(weights.down_norm);
+        let act = self.normed(format!("layers.{i}.mlp.down_norm"), act, norm);
         self.linears(act, &[weights.down], delta);
     }
 
@@ -134,7 +141,18 @@ impl Lowering {
         let out = self.slot("attn", Rows::Tokens, h * width);
         let attend = Op::Attend { q, layer, mask: attn.mask, scale: attn.scale, out };
         self.step(label("attend"), attend);
+        let out = self.normed(label("out_norm"), out, attn.out_norm_eps.zip(weights.out_norm));
         self.linears(out, &[weights.out], stream.delta);
+    }
+
+    /// Where `x` is after `norm` (epsilon and weight): in a slot of its own, or as it was where
+    /// there is none.
+    fn normed(&mut self, label: String, x: SlotId, norm: Option<(f32, WeightId)>) -> SlotId {
+        let Some((eps, weight)) = norm else { return x };
+        let SlotDecl { label: slot, rows, width } = self.program.slots[x.index()].clone();
+        let out = self.slot(&format!("{slot}_normed"), rows, width);
+        self.step(label, Op::Norm { x, add: None, weight, eps, out });
+        out
     }
 
     fn head(&mut self, spec: &ModelSpec, [norm, head]: [WeightId; 2], stream: Stream) {

@@ -15,13 +15,14 @@ fn attn() -> AttnSpec {
         qkv_bias: false,
         out_bias: false,
         qk_norm_eps: None,
+        out_norm_eps: None,
         rope: RopeDecl { width: 4, speeds, amplitude: 1.0 },
         mask: Mask::Causal,
     }
 }
 
 fn spec(layers: usize) -> ModelSpec {
-    let mlp = MlpSpec { width: 20, activation: Activation::Silu, bias: false };
+    let mlp = MlpSpec { width: 20, activation: Activation::Silu, bias: false, down_norm_eps: None };
     ModelSpec {
         architecture: "Test".to_owned(),
         vocab: 11,
@@ -51,7 +52,17 @@ fn layout(spec: &ModelSpec, fused: bool) -> Layout {
         let out = linear("out", [12, 16]);
         let (gate_up, down) = (vec![linear("gate_up", [40, 12])], linear("down", [12, 20]));
         let (attn_norm, mlp_norm) = (add("norm", [1, 12]), add("norm", [1, 12]));
-        LayerWeights { attn_norm, qkv, qk_norms: None, out, mlp_norm, gate_up, down }
+        LayerWeights {
+            attn_norm,
+            qkv,
+            qk_norms: None,
+            out_norm: None,
+            out,
+            mlp_norm,
+            gate_up,
+            down_norm: None,
+            down,
+        }
     });
     let layers = layers.collect();
     let norm = add("norm", [1, 12]);
@@ -147,4 +158,30 @@ fn head_norms_come_before_the_rotation() {
         })
         .collect();
     assert_eq!(heads, [(0, 4, last - 1), (16, 2, last)]);
+}
+
+#[test]
+fn sub_norms_come_before_the_output_projections() {
+    let mut spec = spec(1);
+    spec.layers[0].attn.out_norm_eps = Some(1e-3);
+    spec.layers[0].mlp.down_norm_eps = Some(1e-4);
+    let mut layout = layout(&spec, true);
+    let format = Format::Dense(FloatType::F32);
+    let norm =
+        |label: &str, width| WeightDecl { label: label.to_owned(), shape: [1, width], format };
+    layout.decls.extend([norm("out norm", 16), norm("down norm", 20)]);
+    let last = layout.decls.len() as u32 - 1;
+    layout.layers[0].out_norm = Some(WeightId(last - 1));
+    layout.layers[0].down_norm = Some(WeightId(last));
+    let program = lower(&spec, layout);
+    kernels::validate::program(&program).unwrap();
+    let block = ["norm", "linear", "add+norm", "linear", "activate", "norm", "linear"];
+    assert_eq!(names(&program)[6..13], block);
+    for (at, label, width, eps) in [(6, "attn", 16, 1e-3), (11, "act", 20, 1e-4)] {
+        let Op::Norm { x, add: None, out, eps: found, .. } = program.steps[at].op else { panic!() };
+        let [x_decl, out_decl] = [x, out].map(|s| &program.slots[s.index()]);
+        assert_eq!((x_decl.label.as_str(), out_decl.width, found), (label, width, eps));
+        let Op::Linear { x, .. } = program.steps[at + 1].op else { panic!() };
+        assert_eq!(x, out, "the projection reads what was normed");
+    }
 }

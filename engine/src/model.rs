@@ -12,10 +12,11 @@ use crate::files::ModelFiles;
 use crate::lower::lower;
 use crate::quantization::Quantization;
 use crate::spec::ModelSpec;
+use crate::speculation::self_draft::kept_layers;
 use crate::weights::{ModelWeights, Plan, Recipe, plan};
 use kernels::Program;
 use kernels::program::TokenId;
-use quant::Format;
+use quant::{Bits, Format};
 use serde_json::Value;
 
 /// A model that can be built on any backend.
@@ -35,6 +36,13 @@ pub struct Model {
 pub struct ModelOptions {
     /// The head's matrix.
     pub head: Head,
+    /// How many layers are kept ([`kept_layers`] says which); none is all. The tensors of the
+    /// others are checked like any, and not loaded.
+    pub layers: Option<usize>,
+    /// Code width to which the matrices inside the layers are rounded on loading
+    /// ([`quant::quantize`], per row and group of up to 128 columns) where the files have more:
+    /// floats, or eight bits where four are asked for. A matrix of odd width cannot have four.
+    pub bits: Option<Bits>,
 }
 
 /// In which format the head's matrix is delivered. One that the files have quantized stays so.
@@ -89,9 +97,11 @@ impl Model {
         let stop_tokens = stop_tokens(&files, &config, spec.vocab)?;
         config.finish()?;
         let checkpoint = Checkpoint::open(&files)?;
-        let plan = plan(&checkpoint, &spec, &quantization, options.head)?;
+        let kept = kept(&files, spec.layers.len(), options)?;
+        let plan = plan(&checkpoint, &spec, &quantization, (options, &kept))?;
         let Plan { layout, tied_head, recipes, modules } = plan;
         spec.tied_head = tied_head;
+        spec.layers = kept.iter().map(|&i| spec.layers[i].clone()).collect();
         let program = lower(&spec, layout);
         Ok(Self { files, spec, program, checkpoint, recipes, modules, stop_tokens })
     }
@@ -130,6 +140,20 @@ impl Model {
     pub fn modules(&self) -> &[ModuleInfo] {
         &self.modules
     }
+}
+
+/// Which of `all` layers the options keep, ascending.
+fn kept(files: &ModelFiles, all: usize, options: &ModelOptions) -> Result<Vec<usize>, Error> {
+    let wanted = options.layers.unwrap_or(all);
+    if wanted == 0 || wanted > all {
+        return Err(Error::Choice {
+            path: files.path(CONFIG),
+            option: "layers",
+            expected: format!("1 to {all}, since the model has {all} layers"),
+            found: wanted.to_string(),
+        });
+    }
+    Ok(kept_layers(all, wanted))
 }
 
 const EOS: &str = "eos_token_id";

@@ -51,6 +51,8 @@ pub struct AttnSpec {
     pub out_bias: bool,
     /// Epsilon of the per-head norm of q and k, where there is one.
     pub qk_norm_eps: Option<f32>,
+    /// Epsilon of the norm before the output projection, over all heads, where there is one.
+    pub out_norm_eps: Option<f32>,
     /// Rotary table.
     pub rope: RopeDecl,
     /// Visible positions.
@@ -66,4 +68,6 @@ pub struct MlpSpec {
     pub activation: Activation,
     /// Whether the three projections have biases.
     pub bias: bool,
+    /// Epsilon of the norm before the output projection, where there is one.
+    pub down_norm_eps: Option<f32>,
 }

@@ -98,9 +98,11 @@ impl Declarations {
             qk_norms: a.qk_norm_eps.map(|_| {
                 ["attn.q_norm", "attn.k_norm"].map(|name| self.vector(&label(name), a.head_width))
             }),
+            out_norm: a.out_norm_eps.map(|_| self.vector(&label("attn.out_norm"), q_width)),
             out,
             mlp_norm: self.vector(&label("mlp.norm"), d),
             gate_up,
+            down_norm: layer.mlp.down_norm_eps.map(|_| self.vector(&label("mlp.down_norm"), f)),
             down,
         }
     }

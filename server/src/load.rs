@@ -41,7 +41,7 @@ pub(crate) fn find(name: &str) -> anyhow::Result<ModelFiles> {
 
 /// Opens the model called `name`.
 pub(crate) fn open(name: &str, head: Head) -> anyhow::Result<Model> {
-    Ok(Model::open_with(find(name)?, &ModelOptions { head })?)
+    Ok(Model::open_with(find(name)?, &ModelOptions { head, ..ModelOptions::default() })?)
 }
 
 /// The format of the head that is asked for on a device.

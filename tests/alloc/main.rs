@@ -3,6 +3,8 @@
 //!
 //! Input: the demo pair, whose models have three and six layers.
 
+#![allow(clippy::print_stdout, reason = "tests print what they measured")]
+
 mod counter;
 
 use counter::ALLOCATIONS;

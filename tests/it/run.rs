@@ -36,8 +36,11 @@ pub(crate) fn open(dir: &Path) -> Model {
 }
 
 pub(crate) fn open_with(dir: &Path, head: Head) -> Model {
-    Model::open_with(ModelFiles::Folder(dir.to_owned()), &ModelOptions { head })
-        .unwrap_or_else(|e| panic!("{}: {}", dir.display(), chain(&e)))
+    Model::open_with(
+        ModelFiles::Folder(dir.to_owned()),
+        &ModelOptions { head, ..ModelOptions::default() },
+    )
+    .unwrap_or_else(|e| panic!("{}: {}", dir.display(), chain(&e)))
 }
 
 /// An error with all its causes.

@@ -42,6 +42,8 @@ pub(super) struct Traits {
     pub(super) mlp_bias: bool,
     /// A norm of each head of q and k.
     pub(super) qk_norm: bool,
+    /// A norm before the output projection of each block.
+    pub(super) sub_norms: bool,
 }
 
 /// Sizes of a model, checked against each other.
@@ -114,11 +116,16 @@ impl Dims {
             qkv_bias: traits.qkv_bias,
             out_bias: traits.out_bias,
             qk_norm_eps: traits.qk_norm.then_some(self.eps),
+            out_norm_eps: traits.sub_norms.then_some(self.eps),
             rope: self.rope.clone(),
             mask,
         };
-        let mlp =
-            MlpSpec { width: self.inner, activation: Activation::Silu, bias: traits.mlp_bias };
+        let mlp = MlpSpec {
+            width: self.inner,
+            activation: Activation::Silu,
+            bias: traits.mlp_bias,
+            down_norm_eps: traits.sub_norms.then_some(self.eps),
+        };
         LayerSpec { attn, mlp, norm_eps: self.eps }
     }
 }

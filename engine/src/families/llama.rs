@@ -17,7 +17,7 @@ pub(super) fn read(config: &Reader) -> Result<ModelSpec, Error> {
         qkv_bias: attention_bias,
         out_bias: attention_bias,
         mlp_bias: config.flag("mlp_bias")?.unwrap_or(false),
-        qk_norm: false,
+        ..Traits::default()
     };
     if config.value("sliding_window").is_some() {
         return Err(config.error("sliding_window", "null: this architecture has no window"));

@@ -4,6 +4,7 @@
 //! are read. A key that would change the result and is not supported is refused by name.
 //! Not here: tensor names ([`crate::weights`]), quantization ([`crate::quantization`]).
 
+mod bitnet;
 mod dims;
 mod llama;
 mod mistral;
@@ -48,6 +49,12 @@ const FAMILIES: &[Family] = &[
         base: "Qwen3Model",
         model_type: "qwen3",
         read: qwen::read_qwen3,
+    },
+    Family {
+        architecture: "BitNetForCausalLM",
+        base: "BitNetModel",
+        model_type: "bitnet",
+        read: bitnet::read,
     },
 ];
 

@@ -29,7 +29,8 @@ pub(super) fn read_qwen3(config: &Reader) -> Result<ModelSpec, Error> {
     let dims = Dims::read(config, Defaults { kv_heads: Some(32), head_width: Some(128) })?;
     let bias = config.flag("attention_bias")?.unwrap_or(false);
     let masks = masks(config, dims.layers)?;
-    Ok(dims.model(Traits { qkv_bias: bias, out_bias: bias, mlp_bias: false, qk_norm: true }, masks))
+    let traits = Traits { qkv_bias: bias, out_bias: bias, qk_norm: true, ..Traits::default() };
+    Ok(dims.model(traits, masks))
 }
 
 fn masks(config: &Reader, layers: usize) -> Result<Vec<Mask>, Error> {

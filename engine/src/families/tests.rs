@@ -182,6 +182,38 @@ fn qwen_has_its_biases_and_norms() {
 }
 
 #[test]
+fn bitnet_has_sub_norms_and_says_what_it_needs() {
+    let config = json!({"architectures": ["BitNetForCausalLM"], "model_type": "bitnet",
+        "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_theta": 500000.0});
+    let bitnet = |edits: Value| {
+        let mut all = config.clone();
+        all.as_object_mut().unwrap().extend(edits.as_object().unwrap().clone());
+        edited("llama_mha", all)
+    };
+    let plain = json!({"rope_parameters": "-"});
+    let layer = &bitnet(plain.clone()).unwrap().layers[1];
+    let norms = [layer.attn.out_norm_eps, layer.mlp.down_norm_eps];
+    assert_eq!(norms, [Some(1e-5); 2]);
+    assert!(!layer.attn.qkv_bias && !layer.attn.out_bias && !layer.mlp.bias);
+    let llama = edited("llama_mha", json!({})).unwrap();
+    assert!(llama.layers.iter().all(|l| l.attn.out_norm_eps.is_none()));
+    assert!(llama.layers.iter().all(|l| l.mlp.down_norm_eps.is_none()));
+    let nested = json!({"rope_theta": "-",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}});
+    assert_eq!(bitnet(nested).unwrap(), bitnet(plain).unwrap());
+    for (key, value) in [
+        ("hidden_act", json!("-")),
+        ("hidden_act", json!("relu2")),
+        ("rms_norm_eps", json!("-")),
+        ("rope_theta", json!("-")),
+        ("mlp_bias", json!(true)),
+    ] {
+        let err = bitnet(json!({"rope_parameters": "-", key: value})).unwrap_err();
+        assert!(matches!(&err, Error::Config { key: found, .. } if found == key), "{err}");
+    }
+}
+
+#[test]
 fn architectures_are_found_by_name_or_type() {
     let name = |edits| edited("qwen2", edits).map(|s| s.architecture);
     assert_eq!(name(json!({"architectures": "-"})).unwrap(), "Qwen2ForCausalLM");

@@ -10,8 +10,11 @@
 
 pub mod draft_model;
 pub mod drafter;
+pub mod lookup;
 pub mod rank;
 pub mod rejection;
+pub mod self_draft;
+pub mod vocab;
 
 pub use draft_model::DraftModel;
 pub use drafter::Drafter;

@@ -147,6 +147,18 @@ impl Tokenizer {
         self.inner.token_to_id(token).map(TokenId)
     }
 
+    /// The token with this id as the vocabulary spells it (`Ġa`, `▁a`, `<0x0A>`), special or not.
+    pub fn token(&self, id: TokenId) -> Option<String> {
+        // The crate would give the normalized spelling of an added token.
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id.0);
+        added.map(|token| token.content.clone()).or_else(|| self.inner.id_to_token(id.0))
+    }
+
+    /// Whether `id` was added to the learnt vocabulary, as special tokens are.
+    pub fn is_added(&self, id: TokenId) -> bool {
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id.0)
+    }
+
     /// Number of tokens, special ones included; the model's embedding may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -14,6 +14,7 @@ use crate::checkpoint::{Checkpoint, TensorId};
 use kernels::WeightSource;
 use kernels::program::{WeightDecl, WeightId};
 use quant::import::{RawTensor, RawType, awq, compressed, gptq};
+use quant::reference::dequantize_row;
 use quant::{Dense, FloatType, Format, Grouped, Weight, quantize};
 use std::ops::Range;
 
@@ -142,11 +143,11 @@ impl<'m> ModelWeights<'m> {
             .map_err(|e| self.at(tensor, e))
     }
 
-    /// Imported codes, or floats rounded to codes where the plan asks for them.
+    /// Codes of all parts, stacked.
     fn grouped(&self, decl: &WeightDecl, cuts: &[Cut<'_>]) -> Result<Grouped, Error> {
         let mut all = Vec::with_capacity(cuts.len());
         for cut in cuts {
-            all.push(self.import(decl, cut)?);
+            all.push(self.codes(decl, cut)?);
         }
         if let [_] = all[..] {
             return all.pop().ok_or_else(|| self.broken(decl));
@@ -154,18 +155,36 @@ impl<'m> ModelWeights<'m> {
         Grouped::stack(&all).ok_or_else(|| self.broken(decl))
     }
 
+    /// Codes as `decl` wants them: those of the file, or rounded on the way.
+    fn codes(&self, decl: &WeightDecl, cut: &Cut<'_>) -> Result<Grouped, Error> {
+        let Format::Grouped { bits, group, .. } = decl.format else {
+            return Err(self.broken(decl));
+        };
+        let (part, rows) = cut;
+        let tensor = part.storage.tensors()[0];
+        let name = &self.checkpoint.info(tensor).name;
+        let floats = match part.storage {
+            Storage::Dense(_) => self.floats(decl, cut)?,
+            _ => {
+                let own = self.import(decl, cut)?;
+                if own.shape().bits == bits {
+                    return Ok(own);
+                }
+                let values: Vec<f32> =
+                    (0..rows.len()).flat_map(|row| dequantize_row(&own, row)).collect();
+                Dense::from_f32([rows.len(), part.shape[1]], &values)
+            }
+        };
+        let before = rows.start * part.shape[1];
+        quantize::round_to_nearest(name, &floats, bits, group)
+            .map_err(|e| self.at(tensor, e.behind(before)))
+    }
+
+    /// Codes as the file has them.
     fn import(&self, decl: &WeightDecl, (part, rows): &Cut<'_>) -> Result<Grouped, Error> {
         let (raw, rows) = (|id| self.raw(id), rows.clone());
         let made = match &part.storage {
-            Storage::Dense(tensor) => {
-                let Format::Grouped { bits, group, .. } = decl.format else {
-                    return Err(self.broken(decl));
-                };
-                let before = rows.start * part.shape[1];
-                let floats = self.floats(decl, &(*part, rows))?;
-                let name = &self.checkpoint.info(*tensor).name;
-                quantize::round_to_nearest(name, &floats, bits, group).map_err(|e| e.behind(before))
-            }
+            Storage::Dense(_) => return Err(self.broken(decl)),
             Storage::Gptq { settings, qweight, qzeros, scales, g_idx } => {
                 let (qweight, qzeros) = (raw(*qweight), raw(*qzeros));
                 let (scales, g_idx) = (raw(*scales), g_idx.map(raw));

@@ -25,11 +25,19 @@ pub(super) struct Module {
 }
 
 impl Module {
-    /// Asks for a float matrix as int8 codes; whether it is one.
-    pub(super) fn round_to_int8(&mut self) -> bool {
-        let Format::Dense(_) = self.format else { return false };
-        let group = quantize::group(self.part.shape[1]);
-        self.format = Format::Grouped { bits: Bits::Eight, group, act_order: false };
+    /// Asks for the matrix as codes of `bits`, in the file's column order; whether that is less
+    /// than the file has.
+    pub(super) fn round_to(&mut self, bits: Bits) -> bool {
+        let k = self.part.shape[1];
+        let more = match self.format {
+            Format::Dense(_) => true,
+            Format::Grouped { bits: own, .. } => own.count() > bits.count(),
+        };
+        if !more || bits == Bits::Four && k % 2 == 1 {
+            return false;
+        }
+        self.format = Format::Grouped { bits, group: quantize::group(k), act_order: false };
+        self.order = None;
         self.wording += &format!(", rounded to {}", self.format);
         true
     }

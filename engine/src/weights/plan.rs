@@ -8,11 +8,11 @@ use super::modules::{Module, Modules};
 use crate::Error;
 use crate::checkpoint::{Checkpoint, TensorId};
 use crate::lower::{LayerWeights, Layout, Projection};
-use crate::model::{Head, ModuleInfo};
+use crate::model::{Head, ModelOptions, ModuleInfo};
 use crate::quantization::Quantization;
 use crate::spec::{LayerSpec, ModelSpec};
 use kernels::program::{WeightDecl, WeightId};
-use quant::{FloatType, Format};
+use quant::{Bits, FloatType, Format};
 
 /// All weights of a model.
 #[derive(Debug)]
@@ -27,16 +27,19 @@ pub struct Plan {
     pub modules: Vec<ModuleInfo>,
 }
 
-/// Finds all weights of `spec`; `head` says how its matrix is delivered.
+/// Finds all weights of the layers `kept` of `spec` and of the rest of the model.
+///
+/// Skipped layers are looked up like the others, so what is wrong with their tensors is an error.
 ///
 /// # Errors
+/// [`Error::Choice`] if rounding to `options.bits` would change nothing,
 /// [`Error::Tensor`] for one that is absent or has another shape or type, [`Error::Weight`] for
 /// a packing that does not fit its shape, [`Error::UnusedTensors`] for what is left over.
 pub fn plan(
     checkpoint: &Checkpoint,
     spec: &ModelSpec,
     quantization: &Quantization,
-    head: Head,
+    (options, kept): (&ModelOptions, &[usize]),
 ) -> Result<Plan, Error> {
     let mut planner = Planner {
         source: Modules::new(checkpoint, quantization),
@@ -44,9 +47,12 @@ pub fn plan(
         decls: Vec::new(),
         recipes: Vec::new(),
         modules: Vec::new(),
+        bits: options.bits,
+        rounded: 0,
     };
-    let (layout, tied_head) = planner.model(spec, head)?;
+    let (layout, tied_head) = planner.model(spec, kept, options.head)?;
     planner.source.finish()?;
+    planner.check_bits()?;
     Ok(Plan { layout, tied_head, recipes: planner.recipes, modules: planner.modules })
 }
 
@@ -62,23 +68,62 @@ struct Planner<'a> {
     decls: Vec<WeightDecl>,
     recipes: Vec<Recipe>,
     modules: Vec<ModuleInfo>,
+    /// What the matrices of layers are rounded to, where that is less than they have.
+    bits: Option<Bits>,
+    /// How many of them were.
+    rounded: usize,
 }
 
 impl Planner<'_> {
     /// All weights by role, and whether the head's matrix is the embedding's.
-    fn model(&mut self, spec: &ModelSpec, choice: Head) -> Result<(Layout, bool), Error> {
+    fn model(
+        &mut self,
+        spec: &ModelSpec,
+        kept: &[usize],
+        choice: Head,
+    ) -> Result<(Layout, bool), Error> {
         let (table, own_head) = self.embed_and_head(spec)?;
         let tied = own_head.is_none();
         let mut head = own_head.unwrap_or_else(|| table.clone());
         let embed = self.add("embed", vec![table]);
-        let layers = spec.layers.iter().enumerate();
-        let layers = layers.map(|(i, layer)| self.layer(i, layer, spec.width));
-        let layers = layers.collect::<Result<Vec<_>, _>>()?;
+        let layers = self.layers(spec, kept)?;
         let norm = self.vector("norm", &format!("{}norm.weight", self.prefix), spec.width)?;
         let int8 = choice == Head::Int8 || choice == Head::Auto && self.any_grouped();
-        let rounded = int8 && head.round_to_int8();
+        let rounded = int8 && head.round_to(Bits::Eight);
         let head = if tied && !rounded { embed } else { self.add("head", vec![head]) };
         Ok((Layout { decls: std::mem::take(&mut self.decls), embed, layers, norm, head }, tied))
+    }
+
+    /// The layers `kept`, numbered anew; the tensors of the others are taken and their weights
+    /// forgotten.
+    fn layers(&mut self, spec: &ModelSpec, kept: &[usize]) -> Result<Vec<LayerWeights>, Error> {
+        let mut layers = Vec::with_capacity(kept.len());
+        for (i, layer) in spec.layers.iter().enumerate() {
+            let before = [self.decls.len(), self.recipes.len(), self.modules.len(), self.rounded];
+            let weights = self.layer([i, layers.len()], layer, spec.width)?;
+            if kept.contains(&i) {
+                layers.push(weights);
+                continue;
+            }
+            self.decls.truncate(before[0]);
+            self.recipes.truncate(before[1]);
+            self.modules.truncate(before[2]);
+            self.rounded = before[3];
+        }
+        Ok(layers)
+    }
+
+    /// Rounding that was asked for must have rounded something.
+    fn check_bits(&self) -> Result<(), Error> {
+        match self.bits {
+            Some(bits) if self.rounded == 0 => Err(Error::Choice {
+                path: self.source.checkpoint.root().to_owned(),
+                option: "bits",
+                expected: "fewer than the matrices of the layers have".to_owned(),
+                found: bits.count().to_string(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a matrix declared so far is quantized.
@@ -116,8 +161,15 @@ impl Planner<'_> {
         checkpoint.ids().any(|id| checkpoint.info(id).name.starts_with(start))
     }
 
-    fn layer(&mut self, i: usize, layer: &LayerSpec, d: usize) -> Result<LayerWeights, Error> {
-        let name = |tail: &str| format!("{}layers.{i}.{tail}", self.prefix);
+    /// Layer `i` of the checkpoint as layer `label` of the program.
+    fn layer(
+        &mut self,
+        [i, label]: [usize; 2],
+        layer: &LayerSpec,
+        d: usize,
+    ) -> Result<LayerWeights, Error> {
+        let prefix = self.prefix;
+        let name = |tail: &str| format!("{prefix}layers.{i}.{tail}");
         let attn = |tail: &str| name(&format!("self_attn.{tail}"));
         let mlp = |tail: &str| name(&format!("mlp.{tail}"));
         let (a, f) = (&layer.attn, layer.mlp.width);
@@ -131,7 +183,8 @@ impl Planner<'_> {
         let (out, down) = ([("out", attn("o_proj"), d)], [("down", mlp("down_proj"), d)]);
         let norms = [name("input_layernorm.weight"), name("post_attention_layernorm.weight")];
         let head_norms = [attn("q_norm.weight"), attn("k_norm.weight")];
-        let [attn_label, mlp_label] = ["attn", "mlp"].map(|block| format!("layers.{i}.{block}"));
+        let [attn_label, mlp_label] =
+            ["attn", "mlp"].map(|block| format!("layers.{label}.{block}"));
         Ok(LayerWeights {
             attn_norm: self.vector(&format!("{attn_label}.norm"), &norms[0], d)?,
             qkv: self.linears([&attn_label, "qkv"], &qkv, d, a.qkv_bias)?,
@@ -142,11 +195,31 @@ impl Planner<'_> {
                     self.vector(&format!("{attn_label}.k_norm"), &head_norms[1], a.head_width)?,
                 ]),
             },
+            out_norm: self.sub_norm(
+                &format!("{attn_label}.out_norm"),
+                &attn("attn_sub_norm.weight"),
+                a.out_norm_eps.map(|_| q_width),
+            )?,
             out: self.linears([&attn_label, "out"], &out, q_width, a.out_bias)?[0],
             mlp_norm: self.vector(&format!("{mlp_label}.norm"), &norms[1], d)?,
             gate_up: self.linears([&mlp_label, "gate_up"], &gate_up, d, layer.mlp.bias)?,
+            down_norm: self.sub_norm(
+                &format!("{mlp_label}.down_norm"),
+                &mlp("ffn_sub_norm.weight"),
+                layer.mlp.down_norm_eps.map(|_| f),
+            )?,
             down: self.linears([&mlp_label, "down"], &down, f, layer.mlp.bias)?[0],
         })
+    }
+
+    /// The norm inside a block, of the given width, where there is one.
+    fn sub_norm(
+        &mut self,
+        label: &str,
+        tensor: &str,
+        width: Option<usize>,
+    ) -> Result<Option<WeightId>, Error> {
+        width.map(|width| self.vector(label, tensor, width)).transpose()
     }
 
     fn vector(&mut self, label: &str, tensor: &str, len: usize) -> Result<WeightId, Error> {
@@ -165,7 +238,10 @@ impl Planner<'_> {
         let mut weights = Vec::with_capacity(parts.len());
         let mut biases = Vec::with_capacity(parts.len());
         for (_, name, n) in parts {
-            weights.push(self.source.linear(name, [*n, k])?);
+            let mut weight = self.source.linear(name, [*n, k])?;
+            let rounded = self.bits.is_some_and(|bits| weight.round_to(bits));
+            self.rounded += usize::from(rounded);
+            weights.push(weight);
             if bias {
                 biases.push(self.source.vector(&format!("{name}.bias"), *n)?);
             }

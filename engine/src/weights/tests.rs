@@ -55,7 +55,10 @@ fn open_with(config: &Value, tensors: &Tensors, head: Head) -> Result<Model, Err
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     testkit::write_tensors(&dir.path().join("model.safetensors"), tensors);
     // On the systems this is tested on, mapped files outlive their names.
-    Model::open_with(ModelFiles::Folder(dir.path().to_owned()), &ModelOptions { head })
+    Model::open_with(
+        ModelFiles::Folder(dir.path().to_owned()),
+        &ModelOptions { head, ..ModelOptions::default() },
+    )
 }
 
 fn with(edit: impl FnOnce(&mut Value, &mut Tensors)) -> Result<Model, Error> {

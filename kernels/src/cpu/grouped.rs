@@ -27,7 +27,7 @@ use super::isa::Kernel;
 use super::packed::{Packed, Tile, TileScales, TileZeros};
 use super::quantize::BlockScale;
 use super::share::MatMut;
-use super::simd::{LANES, Line, Simd};
+use super::simd::{LANES, Line, NibbleBlocks, Simd};
 use super::tile::put;
 use quant::Bits;
 use std::marker::PhantomData;
@@ -38,7 +38,7 @@ const ROWS_CACHED: usize = 64;
 
 /// Columns of a panel: its codes, the next panel's and the activations of four rows share a
 /// first-level cache of 32 KiB.
-const PANEL: usize = 1024;
+pub(crate) const PANEL: usize = 1024;
 
 /// Tiles that one row takes at once.
 pub(crate) const SIDE_BY_SIDE: usize = 4;
@@ -89,8 +89,12 @@ trait Codes<S: Simd> {
     /// Adds the dots of one line with its quads, the first of which is `quads[0]`.
     fn dot(s: S, sum: Self::Sum, codes: Self::Open, quads: &[i32]) -> Self::Sum;
     fn flush(s: S, sum: Self::Sum, total: S::I) -> S::I;
-    /// [`Simd::dot_lines`], if the codes are nibbles.
-    fn dot_lines(s: S, lines: &[Line], quads: &[&[i32]; 4], totals: &mut [S::I; 4]) -> bool;
+    /// [`Simd::dot_blocks`], if the codes are nibbles.
+    fn dot_blocks<const R: usize>(
+        s: S,
+        blocks: &NibbleBlocks<'_, S>,
+        acc: &mut [[f32; LANES]; R],
+    ) -> bool;
 }
 
 struct Four<S>(PhantomData<S>);
@@ -116,8 +120,12 @@ impl<S: Simd> Codes<S> for Four<S> {
         s.flush_nibbles(sum, total)
     }
     #[inline(always)]
-    fn dot_lines(s: S, lines: &[Line], quads: &[&[i32]; 4], totals: &mut [S::I; 4]) -> bool {
-        s.dot_lines(lines, quads, totals)
+    fn dot_blocks<const R: usize>(
+        s: S,
+        blocks: &NibbleBlocks<'_, S>,
+        acc: &mut [[f32; LANES]; R],
+    ) -> bool {
+        s.dot_blocks(blocks, acc)
     }
 }
 
@@ -141,7 +149,11 @@ impl<S: Simd> Codes<S> for Eight<S> {
         s.flush_bytes(sum, total)
     }
     #[inline(always)]
-    fn dot_lines(_: S, _: &[Line], _: &[&[i32]; 4], _: &mut [S::I; 4]) -> bool {
+    fn dot_blocks<const R: usize>(
+        _: S,
+        _: &NibbleBlocks<'_, S>,
+        _: &mut [[f32; LANES]; R],
+    ) -> bool {
         false
     }
 }
@@ -161,31 +173,32 @@ fn linear<S: Simd, C: Codes<S>, const L: usize>(s: S, job: &mut GroupedLinear<'_
         return;
     }
     for start in (0..rows).step_by(ROWS_CACHED) {
-        match rows - start {
-            ..=SIDE => all_tiles::<S, C, L, SIDE>(s, job, start..rows),
-            _ => all_tiles::<S, C, L, ROWS_CACHED>(s, job, start..rows.min(start + ROWS_CACHED)),
-        }
+        all_tiles::<S, C, L>(s, job, start..rows.min(start + ROWS_CACHED));
     }
 }
 
-/// All tiles times some rows, at most `N`.
+/// Sums of one or two tiles and some rows.
+type Sums = [[[f32; LANES]; ROWS_CACHED]; 2];
+
+/// All tiles times some rows, at most [`ROWS_CACHED`].
 #[inline(always)]
-fn all_tiles<S: Simd, C: Codes<S>, const L: usize, const N: usize>(
+fn all_tiles<S: Simd, C: Codes<S>, const L: usize>(
     s: S,
     job: &mut GroupedLinear<'_>,
     rows: Range<usize>,
 ) {
+    let mut y: Sums = [[[0.0; LANES]; ROWS_CACHED]; 2];
     let (pairs, rest) = by(2, job.tiles.clone());
     for tile in pairs {
         if S::TILES == 2 {
-            some_rows::<S, C, L, 2, N>(s, job, tile, rows.clone());
+            some_rows::<S, C, L, 2>(s, job, tile, rows.clone(), &mut y);
         } else {
-            some_rows::<S, C, L, 1, N>(s, job, tile, rows.clone());
-            some_rows::<S, C, L, 1, N>(s, job, tile + 1, rows.clone());
+            some_rows::<S, C, L, 1>(s, job, tile, rows.clone(), &mut y);
+            some_rows::<S, C, L, 1>(s, job, tile + 1, rows.clone(), &mut y);
         }
     }
     for tile in rest {
-        some_rows::<S, C, L, 1, N>(s, job, tile, rows.clone());
+        some_rows::<S, C, L, 1>(s, job, tile, rows.clone(), &mut y);
     }
 }
 
@@ -214,20 +227,23 @@ fn one_row<S: Simd, C: Codes<S>, const L: usize, const T: usize>(
 /// `T` tiles from `tile` times some rows: panels of their columns stay in the first-level cache
 /// while the rows pass by, and meanwhile the next panel comes from memory.
 #[inline(always)]
-fn some_rows<S: Simd, C: Codes<S>, const L: usize, const T: usize, const N: usize>(
+fn some_rows<S: Simd, C: Codes<S>, const L: usize, const T: usize>(
     s: S,
     job: &mut GroupedLinear<'_>,
     tile: usize,
     rows: Range<usize>,
+    y: &mut Sums,
 ) {
-    let (w, mut y) = (job.weight, [[[0.0; LANES]; N]; T]);
-    let step = (PANEL / w.blocks.block).max(1);
-    for start in (0..w.blocks.count).step_by(step) {
-        let blocks = start..w.blocks.count.min(start + step);
-        let part = Part { weight: w, tile, blocks };
-        panel::<S, C, L, T, N>(s, job.x, &part, rows.clone(), &mut y);
+    let w = job.weight;
+    y[..T].iter_mut().for_each(|y| y[..rows.len()].fill([0.0; LANES]));
+    let mut start = 0;
+    while start < w.blocks.count {
+        let end = w.blocks.count.min(start + w.panel);
+        let part = Part { weight: w, tile, blocks: start..end };
+        panel::<S, C, L, T>(s, job.x, &part, rows.clone(), y);
+        start = end;
     }
-    for (t, y) in y.iter().enumerate() {
+    for (t, y) in y[..T].iter().enumerate() {
         let y: &[_] = &y[..rows.len()];
         put(&mut job.out, (&job.tiles, w.n), job.bias, (tile + t, rows.start), y);
     }
@@ -235,40 +251,41 @@ fn some_rows<S: Simd, C: Codes<S>, const L: usize, const T: usize, const N: usiz
 
 /// One panel times some rows, those together that lie side by side.
 #[inline(always)]
-fn panel<S: Simd, C: Codes<S>, const L: usize, const T: usize, const N: usize>(
+fn panel<S: Simd, C: Codes<S>, const L: usize, const T: usize>(
     s: S,
     x: Activations<'_>,
     part: &Part<'_>,
     rows: Range<usize>,
-    y: &mut [[[f32; LANES]; N]; T],
+    y: &mut Sums,
 ) {
-    let (mut next, mut ahead) = (part.next::<T>(), [&[][..]; T]);
-    let passes = rows.len().div_ceil(SIDE);
-    let each = next[0].len().div_ceil(passes);
-    for pass in 0..passes {
-        let row = rows.start + pass * SIDE;
-        for t in 0..T {
-            ahead[t] = take_lines(&mut next[t], each);
-        }
+    let mut ahead = part.next::<T>();
+    for row in rows.clone().step_by(SIDE) {
         let at = (row, row - rows.start);
         match rows.end - row {
-            1 => take::<S, C, L, T, 1, N>(s, (x, part), at, &ahead, y),
-            2 => take::<S, C, L, T, 2, N>(s, (x, part), at, &ahead, y),
-            3 => take::<S, C, L, T, 3, N>(s, (x, part), at, &ahead, y),
-            _ => take::<S, C, L, T, SIDE, N>(s, (x, part), at, &ahead, y),
+            1 => take::<S, C, L, T, 1>(s, (x, part), at, &ahead, y),
+            2 => take::<S, C, L, T, 2>(s, (x, part), at, &ahead, y),
+            3 => take::<S, C, L, T, 3>(s, (x, part), at, &ahead, y),
+            _ => take::<S, C, L, T, SIDE>(s, (x, part), at, &ahead, y),
         }
+        ahead = [&[]; T];
     }
 }
 
 /// A part of `T` tiles times `R` rows from `row`, added to `y` from its row `first`.
 #[inline(always)]
-fn take<S: Simd, C: Codes<S>, const L: usize, const T: usize, const R: usize, const N: usize>(
+fn take<S: Simd, C: Codes<S>, const L: usize, const T: usize, const R: usize>(
     s: S,
     (x, part): (Activations<'_>, &Part<'_>),
     (row, first): (usize, usize),
     ahead: &[&[Line]; T],
-    y: &mut [[[f32; LANES]; N]; T],
+    y: &mut Sums,
 ) {
+    if T == 1
+        && let Some(y) = y[0][first..].first_chunk_mut::<R>()
+        && dot_groups::<S, C, R>(s, part, (x, row), ahead[0], y)
+    {
+        return;
+    }
     let mut sums = [[[0.0; LANES]; R]; T];
     for t in 0..T {
         sums[t].copy_from_slice(&y[t][first..first + R]);
@@ -323,6 +340,43 @@ fn take_lines<'a>(lines: &mut &'a [Line], count: usize) -> &'a [Line] {
     let (taken, rest) = lines.split_at(count.min(lines.len()));
     *lines = rest;
     taken
+}
+
+/// Adds a tile times `R` rows from `row`, both restricted to a part, to `y`, a group at a time;
+/// false, with nothing done, where the instruction set has no way of its own.
+#[inline(always)]
+fn dot_groups<S: Simd, C: Codes<S>, const R: usize>(
+    s: S,
+    part: &Part<'_>,
+    (x, row): (Activations<'_>, usize),
+    mut ahead: &[Line],
+    y: &mut [[f32; LANES]; R],
+) -> bool {
+    let (w, blocks, tile) = (part.weight, &part.weight.blocks, part.weight.tile(part.tile));
+    let (quad_stride, scale_stride) = (blocks.width() / 4, blocks.count);
+    let mut b = part.blocks.start;
+    let (mut group, mut left) = blocks.group_of(b);
+    while b < part.blocks.end {
+        let count = left.min(part.blocks.end - b);
+        let job = NibbleBlocks {
+            lines: &tile.codes[b * w.block_lines()..][..count * w.block_lines()],
+            block_lines: w.block_lines(),
+            count,
+            quads: &x.quads[row * quad_stride + b * (blocks.block / 4)..],
+            quad_stride,
+            scales: &x.scales[row * scale_stride + b..],
+            scale_stride,
+            scale: scale(s, &tile, group),
+            zero: shift(s, &tile, group, 1),
+            ahead: take_lines(&mut ahead, count * w.block_lines()),
+        };
+        if !C::dot_blocks(s, &job, y) {
+            return false;
+        }
+        b += count;
+        (group, left) = (group + 1, blocks.per_group);
+    }
+    true
 }
 
 /// Adds `T` tiles times `R` rows, both restricted to a part, to `y`; meanwhile asks for the lines
@@ -406,12 +460,6 @@ fn dot_block<S: Simd, C: Codes<S>, const L: usize, const T: usize, const R: usiz
     quads: [&[i32]; R],
     totals: &mut [[S::I; R]; T],
 ) {
-    if T == 1
-        && let (Some(quads), Some(totals)) = (quads.first_chunk(), totals[0].first_chunk_mut())
-        && C::dot_lines(s, lines[0], quads, totals)
-    {
-        return;
-    }
     let full = lines[0].len() / L;
     for i in 0..full {
         let mut q = [&[0; QUADS]; R];

@@ -10,6 +10,7 @@
 //! Rows beyond n and columns that pad a block hold zeros. Columns are in activation-block order
 //! ([`Blocks`]). Not here: arithmetic ([`super::grouped`]). Input: canonical weights.
 
+use super::grouped::PANEL;
 use super::pages::Pages;
 use super::quantize::Blocks;
 use super::repack::{Parts, turn};
@@ -29,6 +30,8 @@ pub(crate) struct Packed {
     pub(crate) bits: Bits,
     pub(crate) blocks: Blocks,
     pub(crate) groups: usize,
+    /// Blocks of a panel, which several rows share.
+    pub(crate) panel: usize,
     codes: Pages<Line>,
     scales: Scales,
     zeros: Zeros,
@@ -115,7 +118,8 @@ impl Packed {
             Ok(())
         })?;
         let (scales, zeros) = (Scales::new(scales), Zeros::new(zeros, groups, n));
-        Ok(Self { n, k, bits, blocks, groups, codes, scales, zeros })
+        let panel = (PANEL / blocks.block).max(1);
+        Ok(Self { n, k, bits, blocks, groups, panel, codes, scales, zeros })
     }
 
     /// Repacks a canonical matrix.

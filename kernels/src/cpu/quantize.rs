@@ -28,6 +28,7 @@ const TINY: f32 = 1e-35;
 
 /// Scale of a block and the sum of its integers.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
 pub(crate) struct BlockScale {
     pub(crate) scale: f32,
     pub(crate) sum: i32,
@@ -83,7 +84,11 @@ impl Blocks {
 
     /// Group of a block, and how many blocks of that group are left from there on.
     pub(crate) fn group_of(&self, block: usize) -> (usize, usize) {
-        (block / self.per_group, self.per_group - block % self.per_group)
+        match block {
+            // Most parts begin here, and a division takes as long as some lines of weights.
+            0 => (0, self.per_group),
+            _ => (block / self.per_group, self.per_group - block % self.per_group),
+        }
     }
 
     /// Stored columns of a row.

@@ -6,6 +6,8 @@
 //! as long as a body fixes the order of its operations. Not here: choosing one ([`super::isa`]),
 //! the x86 implementations ([`super::x86`]).
 
+use super::quantize::BlockScale;
+
 /// f32 or i32 values of a vector, and weight rows of a tile.
 pub(crate) const LANES: usize = 16;
 
@@ -13,6 +15,41 @@ pub(crate) const LANES: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [u8; 64]);
+
+/// Consecutive blocks of one tile and one weight group, and some rows of activations: row r lies
+/// r strides behind the first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NibbleBlocks<'a, S: Simd> {
+    /// `[blocks, block_lines]`
+    pub(crate) lines: &'a [Line],
+    /// At most eight.
+    pub(crate) block_lines: usize,
+    /// Blocks.
+    pub(crate) count: usize,
+    /// Two a line, from the first row's first block on.
+    pub(crate) quads: &'a [i32],
+    pub(crate) quad_stride: usize,
+    /// One a block, from the first row's first block on.
+    pub(crate) scales: &'a [BlockScale],
+    pub(crate) scale_stride: usize,
+    /// The group's scales.
+    pub(crate) scale: S::F,
+    /// The group's zero points, times -1.
+    pub(crate) zero: S::I,
+    /// Lines to ask for meanwhile, as many as are multiplied or none.
+    pub(crate) ahead: &'a [Line],
+}
+
+impl<S: Simd> NibbleBlocks<'_, S> {
+    /// Checks that everything is there for `rows` rows.
+    #[inline(always)]
+    pub(crate) fn check(&self, rows: usize) {
+        let (lines, blocks) = (self.lines.len(), self.count);
+        assert!(self.block_lines <= 8 && blocks * self.block_lines == lines, "broken blocks");
+        assert!((rows - 1) * self.quad_stride + 2 * lines <= self.quads.len(), "too few quads");
+        assert!((rows - 1) * self.scale_stride + blocks <= self.scales.len(), "too few scales");
+    }
+}
 
 /// An instruction set. A value of an implementing type proves that the processor has it.
 ///
@@ -83,11 +120,14 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `total` plus the sums.
     fn flush_nibbles(self, sum: Self::NibbleSum, total: Self::I) -> Self::I;
 
-    /// Adds the dots of lines of nibbles with four rows of quads, two quads a line, to the rows'
-    /// totals, where an instruction set has a better way than one operation after another; says
-    /// whether it has.
+    /// Adds blocks of nibbles times rows of quads to the rows' accumulators, where an instruction
+    /// set has a better way than one operation after another; says whether it has.
     #[inline(always)]
-    fn dot_lines(self, _: &[Line], _: &[&[i32]; 4], _: &mut [Self::I; 4]) -> bool {
+    fn dot_blocks<const R: usize>(
+        self,
+        _: &NibbleBlocks<'_, Self>,
+        _: &mut [[f32; LANES]; R],
+    ) -> bool {
         false
     }
 

@@ -7,7 +7,7 @@
 
 mod amx;
 mod avx2;
-mod avx2_lines;
+mod avx2_blocks;
 mod avx512;
 
 pub(crate) use amx::Amx;

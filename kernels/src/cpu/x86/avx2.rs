@@ -4,8 +4,8 @@
 //! 2 * 15 * 127 = 3810, so eight of them stay below 32767 and are widened to i32 together. A byte
 //! code would overflow a pair, so bytes are split into nibbles too: code = low + 16 * high.
 
-use super::super::simd::{LANES, Line, Simd};
-use super::{Avx2, avx2_lines};
+use super::super::simd::{LANES, Line, NibbleBlocks, Simd};
+use super::{Avx2, avx2_blocks};
 use std::arch::x86_64::*;
 
 type F = (__m256, __m256);
@@ -244,8 +244,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn dot_lines(self, lines: &[Line], quads: &[&[i32]; 4], totals: &mut [I; 4]) -> bool {
-        avx2_lines::dot_lines(self, lines, quads, totals);
+    fn dot_blocks<const R: usize>(
+        self,
+        blocks: &NibbleBlocks<'_, Self>,
+        acc: &mut [[f32; LANES]; R],
+    ) -> bool {
+        avx2_blocks::dot_blocks(self, blocks, acc);
         true
     }
 
