@@ -121,6 +121,11 @@ impl Model {
         ModelWeights::new(&self.checkpoint, &self.program.weights, &self.recipes)
     }
 
+    /// The bytes of each file that holds weights, in order of the files' names.
+    pub fn weight_files(&self) -> impl Iterator<Item = &[u8]> {
+        self.checkpoint.files()
+    }
+
     /// Where its files come from.
     pub fn files(&self) -> &ModelFiles {
         &self.files

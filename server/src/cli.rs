@@ -1,10 +1,12 @@
 //! What can be typed: commands, arguments and their help. No behaviour.
 
 mod bench;
+mod speculation;
 
 pub use bench::{
     BenchArgs, BenchPart, KernelsArgs, MeasuringArgs, OutputFormat, ShapeFormat, SubjectArgs,
 };
+pub use speculation::{DraftName, DraftTokens, RuleName, SpeculationArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -23,6 +25,8 @@ pub struct Cli {
 pub enum Command {
     /// Continue a prompt and stream the text
     Run(RunArgs),
+    /// Run prompts with and without a draft and certify that the texts are the same
+    Verify(VerifyArgs),
     /// Write the logits of every position of a token sequence to a safetensors file
     Logits(LogitsArgs),
     /// Show what a model is: architecture, formats, bytes, memory, kernels
@@ -72,7 +76,46 @@ pub struct RunArgs {
     /// Device.
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Print one JSON object with ids, text, finish_reason and timings
+    /// Guessing ahead.
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
+    /// Generate once more without the draft, report both speeds, and fail if the texts differ
+    #[arg(long)]
+    pub compare: bool,
+    /// Colour tokens by how they came about: drafted green, corrected red, bonus blue. Text is
+    /// coloured by the token that completed it; needs a terminal, whatever NO_COLOR says
+    #[arg(long, conflicts_with = "json")]
+    pub show_draft: bool,
+    /// Print one JSON object with ids, text, finish_reason, timings and speculation
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Model folder, `demo` or `demo-draft`; default `demo`
+    pub model: Option<String>,
+    /// Guessing ahead.
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
+    /// File with a prompt a line: plain text, a JSON string, {"prompt": TEXT} or {"ids": [...]};
+    /// what begins like JSON must be JSON. Default: a few beginnings of Rust source
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// Token ids of the only prompt
+    #[arg(long, value_delimiter = ',', conflicts_with = "prompts")]
+    pub ids: Option<Vec<u32>>,
+    /// Most tokens to generate for a prompt
+    #[arg(long, default_value_t = 64)]
+    pub max_tokens: u32,
+    /// Sampling parameters.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }

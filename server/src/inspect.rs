@@ -76,7 +76,7 @@ fn print_modules(model: &Model, io: &mut Io<'_>) -> anyhow::Result<()> {
 }
 
 /// Distinct formats of the program's weights, in order of appearance.
-fn formats(model: &Model) -> Vec<Format> {
+pub(crate) fn formats(model: &Model) -> Vec<Format> {
     let mut all = vec![];
     for weight in &model.program().weights {
         if weight.shape[0] > 1 && !all.contains(&weight.format) {

@@ -11,6 +11,8 @@ pub struct Io<'a> {
     pub err: &'a mut dyn Write,
     /// A prompt, where none is given as an argument.
     pub input: &'a mut dyn Read,
+    /// Whether a person reads `out` at a terminal, which can show colours.
+    pub out_is_terminal: bool,
     /// Whether a person reads `err` at a terminal: progress bars and speeds are shown then.
     pub err_is_terminal: bool,
     /// Whether `input` is a terminal, where waiting for a prompt would look like hanging.

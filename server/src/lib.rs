@@ -11,12 +11,15 @@ mod bench;
 pub mod cli;
 mod demo;
 mod devices;
+mod generate;
 mod inspect;
 mod io;
 mod load;
 mod logits;
 mod run;
+mod speculate;
 mod speed;
+mod verify;
 
 pub use io::Io;
 
@@ -49,6 +52,7 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>, io: &mut Io<'_>) -> u
 fn dispatch(command: &cli::Command, io: &mut Io<'_>) -> anyhow::Result<()> {
     match command {
         cli::Command::Run(args) => run::run(args, io),
+        cli::Command::Verify(args) => verify::run(args, io),
         cli::Command::Logits(args) => logits::run(args, io),
         cli::Command::Inspect(args) => inspect::run(args, io),
         cli::Command::Bench(args) => bench::run(args, io),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let mut io = server::Io {
+        out_is_terminal: stdout.is_terminal(),
         err_is_terminal: stderr.is_terminal(),
         input_is_terminal: stdin.is_terminal(),
         out: &mut stdout.lock(),

@@ -2,19 +2,23 @@
 
 use crate::Io;
 use crate::cli::{HeadName, RunArgs, SamplingArgs};
-use crate::load::{self, STEP_TOKENS, Unexpected};
+use crate::generate::{self, Ending};
+use crate::load::{self, Unexpected};
+use crate::speculate::Draft;
 use crate::speed::{Roofline, Timings};
+use crate::verify::{Difference, first_difference};
 use anyhow::{Context, bail};
 use engine::chat::{ChatInput, ChatTemplate};
-use engine::engine::{Engine, EngineConfig, Progress};
-use engine::kv::BLOCK_LEN;
+use engine::engine::Engine;
 use engine::model::Model;
-use engine::request::{Event, FinishReason, Request, RequestId};
+use engine::request::{Request, TokenSource};
 use engine::sampler::SamplingParams;
 use engine::stream::TextStream;
 use engine::tokenizer::Tokenizer;
+use kernels::Backend;
 use kernels::program::TokenId;
 use serde_json::json;
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::Instant;
 
@@ -22,34 +26,60 @@ use std::time::Instant;
 pub(crate) fn run(args: &RunArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let start = Instant::now();
     let (name, prompt) = split_arguments(&args.model_and_prompt)?;
-    let model = load::open(
-        name,
-        load::head(args.device.head.unwrap_or(HeadName::Auto), args.device.device),
-    )?;
-    let tokenizer = tokenizer(&model, args)?;
+    let head = load::head(args.device.head.unwrap_or(HeadName::Auto), args.device.device);
+    let model = load::open(name.unwrap_or("demo"), head)?;
+    let draft = Draft::open(&args.speculation, &model, name.is_some(), &args.device)?;
+    check_flags(args, draft.is_some(), io)?;
+    let tokenizer = tokenizer(&model, args.ids.is_some() && args.stop.is_empty())?;
     let prompt = prompt_tokens(args, prompt, &model, tokenizer.as_ref(), io)?;
     let request = request(args, prompt, &model)?;
-    let mut engine = engine(&model, &request, args, io)?;
+    let backend = load::backend(&args.device)?;
+    let maker = Maker { model: &model, backend: backend.as_ref(), request: &request };
+    let mut engine = maker.engine(draft.as_ref(), io)?;
     let mut run = Generation::new(tokenizer.as_ref(), &request.prompt, args)?;
     run.timings.load = start.elapsed();
-    run.timings.prompt_tokens = request.prompt.len();
-    let id = engine.submit(request)?;
-    let reason = run.drive(&mut engine, id, io)?;
-    // The bandwidth is measured next, in memory of its own.
+    let ending = run.drive(&mut engine, request.clone(), io)?;
+    // What is measured next gets the memory, and the processor, for itself.
     drop(engine);
-    run.report(reason, &model, args, io)
+    let mut plain = None;
+    if args.compare {
+        let start = Instant::now();
+        let mut engine = maker.engine(None, io)?;
+        let mut run = Generation::new(tokenizer.as_ref(), &request.prompt, args)?;
+        run.show = Show::Nothing;
+        run.timings.load = start.elapsed();
+        run.drive(&mut engine, request.clone(), io)?;
+        plain = Some(run);
+    }
+    let sampling = &request.sampling;
+    let report = Report { run, ending, plain, draft, sampling, model: &model, args };
+    report.print(io)?;
+    report.check()
+}
+
+/// Flags that need something else to be there.
+fn check_flags(args: &RunArgs, drafts: bool, io: &Io<'_>) -> anyhow::Result<()> {
+    for (given, flag) in [(args.compare, "--compare"), (args.show_draft, "--show-draft")] {
+        if given && !drafts {
+            bail!("{flag} needs a draft: name one by --draft");
+        }
+    }
+    if args.show_draft && !io.out_is_terminal {
+        bail!("--show-draft colours text at a terminal, but standard output is none");
+    }
+    Ok(())
 }
 
 /// Which of the (at most two) words is the model and which the prompt.
-fn split_arguments(words: &[String]) -> anyhow::Result<(&str, Option<&str>)> {
+fn split_arguments(words: &[String]) -> anyhow::Result<(Option<&str>, Option<&str>)> {
     match words {
-        [] => Ok(("demo", None)),
-        [one] if names_a_model(one) => Ok((one, None)),
+        [] => Ok((None, None)),
+        [one] if names_a_model(one) => Ok((Some(one), None)),
         [one] if looks_like_a_path(one) => {
             bail!("no model folder at {one}: give a folder, or a prompt after the model's name")
         }
-        [prompt] => Ok(("demo", Some(prompt))),
-        [model, prompt, ..] => Ok((model, Some(prompt))),
+        [prompt] => Ok((None, Some(prompt))),
+        [model, prompt, ..] => Ok((Some(model), Some(prompt))),
     }
 }
 
@@ -62,13 +92,11 @@ fn looks_like_a_path(word: &str) -> bool {
     (start || word.contains('/')) && !word.contains(char::is_whitespace)
 }
 
-/// The model's tokenizer; with `--ids` a model may lack one.
-fn tokenizer(model: &Model, args: &RunArgs) -> anyhow::Result<Option<Tokenizer>> {
+/// The model's tokenizer; a model may lack one where only ids go in and out.
+pub(crate) fn tokenizer(model: &Model, may_lack: bool) -> anyhow::Result<Option<Tokenizer>> {
     match Tokenizer::from_files(model.files()) {
         Ok(tokenizer) => Ok(Some(tokenizer)),
-        Err(engine::Error::MissingFile { .. }) if args.ids.is_some() && args.stop.is_empty() => {
-            Ok(None)
-        }
+        Err(engine::Error::MissingFile { .. }) if may_lack => Ok(None),
         Err(e @ engine::Error::MissingFile { .. }) => bail!("{e}, or give token ids by --ids"),
         Err(e) => Err(e.into()),
     }
@@ -124,7 +152,8 @@ fn request(args: &RunArgs, prompt: Vec<TokenId>, model: &Model) -> anyhow::Resul
     Ok(Request { prompt, max_tokens: args.max_tokens, stop_tokens, sampling })
 }
 
-fn sampling(args: &SamplingArgs) -> SamplingParams {
+/// The parameters as the engine wants them, not checked.
+pub(crate) fn sampling(args: &SamplingArgs) -> SamplingParams {
     SamplingParams {
         temperature: args.temperature,
         top_k: args.top_k,
@@ -139,33 +168,37 @@ fn sampling(args: &SamplingArgs) -> SamplingParams {
     }
 }
 
-/// An engine with room for this one request.
-fn engine(model: &Model, request: &Request, args: &RunArgs, io: &Io<'_>) -> anyhow::Result<Engine> {
-    let spec = model.spec();
-    let wanted = request.prompt.len().saturating_add(request.max_tokens as usize);
-    let positions = wanted.min(spec.context_len as usize);
-    let config = EngineConfig {
-        vocab: spec.vocab,
-        context_len: spec.context_len,
-        step_tokens: STEP_TOKENS.min(request.prompt.len().max(1)),
-        max_sequences: 1,
-        blocks: positions.div_ceil(BLOCK_LEN).max(1),
-        block_len: BLOCK_LEN,
-        max_waiting: 1,
-        max_drafted: 0,
-    };
-    config.check(request)?;
-    let backend = load::backend(&args.device)?;
-    let runner = load::build(model, backend.as_ref(), &config.step_limits(), io)?;
-    Ok(Engine::new(runner, config))
+/// Makes engines with room for one request.
+struct Maker<'a> {
+    model: &'a Model,
+    backend: &'a dyn Backend,
+    request: &'a Request,
+}
+
+impl Maker<'_> {
+    fn engine(&self, draft: Option<&Draft>, io: &Io<'_>) -> anyhow::Result<Engine> {
+        let Request { prompt, max_tokens, .. } = self.request;
+        let most = draft.map_or(0, Draft::max_drafted);
+        let config = generate::config(self.model.spec(), prompt.len(), *max_tokens, most);
+        config.check(self.request)?;
+        generate::engine(self.model, draft, config, self.backend, io)
+    }
+}
+
+/// What becomes of text as it is generated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Show {
+    Nothing,
+    Text,
+    /// Text in the colour of the token that completed it.
+    Colours,
 }
 
 /// What has been generated so far.
 struct Generation<'a> {
     stream: Option<TextStream<'a>>,
-    has_text: bool,
-    streams_text: bool,
-    ids: Vec<u32>,
+    show: Show,
+    ids: Vec<(TokenId, TokenSource)>,
     text: String,
     timings: Timings,
 }
@@ -178,109 +211,186 @@ impl<'a> Generation<'a> {
     ) -> anyhow::Result<Self> {
         let stream = |t| TextStream::new(t, args.stop.clone()).after(prompt);
         let stream = tokenizer.map(stream).transpose()?;
-        let (ids, text, timings) = (vec![], String::new(), Timings::default());
-        let has_text = tokenizer.is_some();
-        Ok(Self { stream, has_text, streams_text: !args.json, ids, text, timings })
+        let show = match (args.json, args.show_draft) {
+            (true, _) => Show::Nothing,
+            (false, true) => Show::Colours,
+            (false, false) => Show::Text,
+        };
+        Ok(Self { stream, show, ids: vec![], text: String::new(), timings: Timings::default() })
     }
 
-    /// Steps the engine until the request ends.
+    /// Generates until the request ends, and ends the text.
     fn drive(
         &mut self,
         engine: &mut Engine,
-        id: RequestId,
+        request: Request,
         io: &mut Io<'_>,
-    ) -> anyhow::Result<FinishReason> {
-        let mut events = vec![];
-        loop {
-            let start = Instant::now();
-            let progress = engine.step(&mut events).context(Unexpected)?;
-            self.count(progress, start);
-            for event in events.drain(..) {
-                match event {
-                    Event::Token { token, .. } => {
-                        if self.token(token, io)? {
-                            engine.cancel(id);
-                            return Ok(FinishReason::Stop);
-                        }
-                    }
-                    Event::Finished { reason, .. } => return Ok(reason),
-                    Event::Failed { reason, .. } => {
-                        return Err(anyhow::anyhow!(reason).context(Unexpected));
-                    }
-                }
-            }
+    ) -> anyhow::Result<Ending> {
+        let mut timings = self.timings;
+        let mut take = |token, source| self.token(token, source, io);
+        let ending = generate::drive(engine, request, &mut timings, &mut take)?;
+        self.timings = timings;
+        if let Some(stream) = &mut self.stream {
+            let rest = stream.finish()?;
+            let source = self.ids.last().map_or(TokenSource::Plain, |(_, source)| *source);
+            self.emit(&rest, source, io)?;
         }
-    }
-
-    fn count(&mut self, progress: Progress, start: Instant) {
-        match progress {
-            Progress::Idle => {}
-            Progress::Worked { prefill_tokens: 0, decode_tokens } => {
-                self.timings.decode += start.elapsed();
-                self.timings.decode_tokens += decode_tokens;
-            }
-            Progress::Worked { .. } => self.timings.prompt += start.elapsed(),
-        }
+        Ok(ending)
     }
 
     /// Takes a token; true once a stop string is complete.
-    fn token(&mut self, token: TokenId, io: &mut Io<'_>) -> anyhow::Result<bool> {
-        self.ids.push(token.0);
+    fn token(
+        &mut self,
+        token: TokenId,
+        source: TokenSource,
+        io: &mut Io<'_>,
+    ) -> anyhow::Result<bool> {
+        self.ids.push((token, source));
         let Some(stream) = &mut self.stream else { return Ok(false) };
         let piece = stream.push(token)?;
-        self.emit(&piece.text, io)?;
+        self.emit(&piece.text, source, io)?;
         Ok(piece.stopped)
     }
 
-    fn emit(&mut self, text: &str, io: &mut Io<'_>) -> anyhow::Result<()> {
+    fn emit(&mut self, text: &str, source: TokenSource, io: &mut Io<'_>) -> anyhow::Result<()> {
         self.text.push_str(text);
-        if self.streams_text && !text.is_empty() {
-            write!(io.out, "{text}")?;
+        if self.show != Show::Nothing && !text.is_empty() {
+            write!(io.out, "{}", self.painted(text, source))?;
             io.out.flush()?;
         }
         Ok(())
     }
 
-    /// Prints what is left: the held back text, then the JSON object or the line of speeds.
-    fn report(
-        mut self,
-        reason: FinishReason,
-        model: &Model,
-        args: &RunArgs,
-        io: &mut Io<'_>,
-    ) -> anyhow::Result<()> {
-        if let Some(mut stream) = self.stream.take() {
-            let rest = stream.finish()?;
-            self.emit(&rest, io)?;
+    fn painted<'t>(&self, text: &'t str, source: TokenSource) -> Cow<'t, str> {
+        let colour = colour(source).filter(|_| self.show == Show::Colours);
+        match colour {
+            None => Cow::Borrowed(text),
+            Some(colour) => Cow::Owned(format!("\x1b[{colour}m{text}\x1b[0m")),
         }
-        if args.json {
-            let text = self.has_text.then_some(&self.text);
-            let roofline = roofline(model, args);
-            let object = json!({
-                "ids": self.ids,
-                "text": text,
-                "finish_reason": reason.as_str(),
-                "timings": self.timings.json(&roofline),
-            });
-            writeln!(io.out, "{object}")?;
-            return Ok(());
-        }
-        if !self.has_text {
-            let ids: Vec<String> = self.ids.iter().map(u32::to_string).collect();
-            write!(io.out, "{}", ids.join(","))?;
-        }
-        writeln!(io.out)?;
-        if io.err_is_terminal {
-            let roofline = roofline(model, args);
-            writeln!(io.err, "{}", self.timings.line(&roofline))?;
-        }
-        Ok(())
     }
 }
 
-/// What this machine can read with the threads that were used.
-fn roofline(model: &Model, args: &RunArgs) -> Roofline {
-    Roofline::measure(model.program(), load::threads(&args.device))
+/// The terminal's number of the colour that tells how a token came about.
+fn colour(source: TokenSource) -> Option<u8> {
+    match source {
+        TokenSource::Plain => None,
+        TokenSource::Drafted => Some(32),
+        TokenSource::Corrected => Some(31),
+        TokenSource::Bonus => Some(34),
+    }
+}
+
+/// What is said at the end.
+struct Report<'a> {
+    run: Generation<'a>,
+    ending: Ending,
+    /// The same request without the draft, if that was asked for.
+    plain: Option<Generation<'a>>,
+    draft: Option<Draft>,
+    sampling: &'a SamplingParams,
+    model: &'a Model,
+    args: &'a RunArgs,
+}
+
+impl Report<'_> {
+    fn print(&self, io: &mut Io<'_>) -> anyhow::Result<()> {
+        if self.args.json {
+            writeln!(io.out, "{}", self.json())?;
+            return Ok(());
+        }
+        if self.run.stream.is_none() {
+            let ids = self
+                .run
+                .ids
+                .iter()
+                .map(|(id, source)| self.run.painted(&id.0.to_string(), *source).into_owned());
+            write!(io.out, "{}", ids.collect::<Vec<_>>().join(","))?;
+        }
+        writeln!(io.out)?;
+        if self.run.show == Show::Colours {
+            let named = [
+                ("drafted", TokenSource::Drafted),
+                ("corrected", TokenSource::Corrected),
+                ("bonus", TokenSource::Bonus),
+            ];
+            let named = named.map(|(name, source)| self.run.painted(name, source).into_owned());
+            writeln!(io.out, "[{}; without colour: nothing was drafted]", named.join(", "))?;
+        }
+        if io.err_is_terminal {
+            writeln!(io.err, "{}", self.line())?;
+        }
+        if let Some(plain) = &self.plain {
+            let [drafted, plain] = [&self.run, plain].map(|run| run.timings.decode_rate());
+            let speed_up = self.speed_up().map_or(String::new(), |s| format!(", {s:.2} x"));
+            let text = if self.same() { "the same" } else { "another" };
+            writeln!(
+                io.err,
+                "decode {drafted:.1} tok/s with the draft, {plain:.1} tok/s without{speed_up}, {text} text"
+            )?;
+        }
+        Ok(())
+    }
+
+    fn line(&self) -> String {
+        let speeds = self.run.timings.line(&self.roofline());
+        match &self.draft {
+            None => speeds,
+            Some(draft) => format!("{speeds} | {}", draft.line(&self.ending)),
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let roofline = self.roofline();
+        let ids: Vec<u32> = self.run.ids.iter().map(|(id, _)| id.0).collect();
+        let compare = self.plain.as_ref().map(|plain| {
+            json!({
+                "same": self.same(),
+                "speed_up": self.speed_up(),
+                "plain_timings": plain.timings.json(&roofline),
+            })
+        });
+        json!({
+            "ids": ids,
+            "text": self.run.stream.is_some().then_some(&self.run.text),
+            "finish_reason": self.ending.reason.as_str(),
+            "timings": self.run.timings.json(&roofline),
+            "speculation": self.draft.as_ref().map(|draft| draft.json(&self.ending)),
+            "compare": compare,
+        })
+    }
+
+    /// Decoded tokens per second with the draft, over those without.
+    fn speed_up(&self) -> Option<f64> {
+        let plain = self.plain.as_ref()?.timings.decode_rate();
+        (plain > 0.0).then(|| self.run.timings.decode_rate() / plain)
+    }
+
+    fn same(&self) -> bool {
+        self.difference().is_none()
+    }
+
+    /// The first place where the draft changed a token.
+    fn difference(&self) -> Option<Difference> {
+        let ids = |run: &Generation<'_>| run.ids.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+        first_difference(&ids(self.plain.as_ref()?), &ids(&self.run))
+    }
+
+    /// What this machine can read with the threads that were used.
+    fn roofline(&self) -> Roofline {
+        let draft_bytes = self.draft.as_ref().map_or(0, Draft::bytes_per_token);
+        Roofline::measure(self.model.program(), draft_bytes, load::threads(&self.args.device))
+    }
+
+    /// Fails if the draft changed the text though its rule forbids that.
+    fn check(&self) -> anyhow::Result<()> {
+        let keeps = self.draft.as_ref().is_some_and(|draft| draft.keeps_the_text(self.sampling));
+        match self.difference().filter(|_| keeps) {
+            None => Ok(()),
+            Some(difference) => {
+                Err(anyhow::anyhow!("the draft changed the text: {difference}").context(Unexpected))
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -291,13 +401,13 @@ mod tests {
     fn one_word_is_the_prompt_unless_it_names_a_model() {
         let split = |words: &[&str]| {
             let words: Vec<String> = words.iter().map(|&w| w.to_owned()).collect();
-            split_arguments(&words).map(|(m, p)| (m.to_owned(), p.map(str::to_owned)))
+            split_arguments(&words).map(|(m, p)| (m.map(str::to_owned), p.map(str::to_owned)))
         };
-        let prompt = |p: &str| Some(p.to_owned());
-        assert_eq!(split(&["fn main() {"]).unwrap(), ("demo".to_owned(), prompt("fn main() {")));
-        assert_eq!(split(&["demo-draft"]).unwrap(), ("demo-draft".to_owned(), None));
-        assert_eq!(split(&["m", "hi"]).unwrap(), ("m".to_owned(), prompt("hi")));
-        assert_eq!(split(&["// a comment"]).unwrap().1, prompt("// a comment"));
+        let some = |p: &str| Some(p.to_owned());
+        assert_eq!(split(&["fn main() {"]).unwrap(), (None, some("fn main() {")));
+        assert_eq!(split(&["demo-draft"]).unwrap(), (some("demo-draft"), None));
+        assert_eq!(split(&["m", "hi"]).unwrap(), (some("m"), some("hi")));
+        assert_eq!(split(&["// a comment"]).unwrap().1, some("// a comment"));
         let refused = split(&["./no-such-folder"]).unwrap_err().to_string();
         assert!(refused.contains("./no-such-folder"), "{refused}");
     }

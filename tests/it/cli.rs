@@ -17,6 +17,7 @@ pub(crate) fn foretoken_with_input(words: &[&str], input: &str) -> Printed {
         out: &mut out,
         err: &mut err,
         input: &mut input.as_bytes(),
+        out_is_terminal: false,
         err_is_terminal: false,
         input_is_terminal: input.is_empty(),
     };

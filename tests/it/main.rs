@@ -13,4 +13,5 @@ mod hostile;
 mod kl;
 mod models;
 mod run;
+mod speculate;
 mod tidy;

@@ -97,6 +97,11 @@ impl Checkpoint {
         Ok(all)
     }
 
+    /// The bytes of each file, in order of their names.
+    pub fn files(&self) -> impl Iterator<Item = &[u8]> {
+        self.shards.iter().map(|shard| shard.data.bytes())
+    }
+
     fn add_indexed(&mut self, files: &ModelFiles, index: &[u8]) -> Result<(), Error> {
         let path = files.path(INDEX);
         let weight_map = weight_map(&path, index)?;

@@ -179,6 +179,7 @@ mod tests {
             out: &mut out,
             err: &mut err,
             input: &mut std::io::empty(),
+            out_is_terminal: false,
             err_is_terminal: false,
             input_is_terminal: true,
         };

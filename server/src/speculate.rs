@@ -1,0 +1,225 @@
+//! From the words about guessing ahead to a draft beside the verifier, and what it achieved.
+//!
+//! Input: [`SpeculationArgs`] and the opened verifier. Output: [`engine::speculation::Speculation`]
+//! over runners of the verifier's own backend, so that both share its threads. Not here: how
+//! drafting works (`engine::speculation`), what can be typed ([`crate::cli`]).
+
+use crate::Io;
+use crate::cli::{DeviceArgs, DraftName, DraftTokens, HeadName, RuleName, SpeculationArgs};
+use crate::generate::Ending;
+use crate::load;
+use anyhow::{Context, bail};
+use engine::engine::EngineConfig;
+use engine::model::Model;
+use engine::sampler::SamplingParams;
+use engine::speculation::{DraftModel, Drafter, Length, Rule, Speculation};
+use kernels::Backend;
+use serde_json::{Value, json};
+
+/// Tokens drafted in a cycle where nothing else is asked for.
+const DRAFTED: usize = 4;
+
+/// A draft that was chosen and opened; nothing of it is loaded yet.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    name: DraftName,
+    source: Source,
+    length: Length,
+    rule: Rule,
+}
+
+/// Where its proposals come from.
+#[derive(Debug)]
+enum Source {
+    Model(Box<Model>),
+}
+
+impl Draft {
+    /// The draft that `args` ask for. The demo verifier brings its own where no model is named.
+    pub(crate) fn open(
+        args: &SpeculationArgs,
+        verifier: &Model,
+        model_is_named: bool,
+        device: &DeviceArgs,
+    ) -> anyhow::Result<Option<Self>> {
+        let Some(name) = chosen(args, model_is_named)? else { return Ok(None) };
+        let length = match args.draft_tokens {
+            Some(DraftTokens::Off) => return Ok(None),
+            Some(DraftTokens::Fixed(tokens)) => Length::Fixed(tokens),
+            None => Length::Fixed(DRAFTED),
+        };
+        let rule = match args.acceptance_rule {
+            None | Some(RuleName::Coupled) => Rule::Coupled,
+            Some(RuleName::Rejection) => Rule::Rejection,
+        };
+        let source = match &name {
+            DraftName::Off => return Ok(None),
+            DraftName::Model(folder) => Source::open_model(folder, verifier, device)?,
+        };
+        Ok(Some(Self { name, source, length, rule }))
+    }
+
+    /// What it is called.
+    pub(crate) fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    /// The draft model, if it is one.
+    pub(crate) fn model(&self) -> Option<&Model> {
+        match &self.source {
+            Source::Model(model) => Some(model),
+        }
+    }
+
+    /// Most tokens it proposes in a cycle.
+    pub(crate) fn max_drafted(&self) -> usize {
+        match self.length {
+            Length::Fixed(tokens) => tokens,
+        }
+    }
+
+    /// Whether the text must be the one that the verifier writes alone.
+    pub(crate) fn keeps_the_text(&self, sampling: &SamplingParams) -> bool {
+        match self.rule {
+            Rule::Coupled => true,
+            Rule::Rejection => sampling.temperature == 0.0,
+            Rule::Simulated(_) => false,
+        }
+    }
+
+    fn rule_name(&self) -> &'static str {
+        match self.rule {
+            Rule::Coupled => "coupled",
+            Rule::Rejection => "rejection",
+            Rule::Simulated(_) => "simulated",
+        }
+    }
+
+    /// Weight bytes that a drafted token reads.
+    pub(crate) fn bytes_per_token(&self) -> usize {
+        self.model().map_or(0, |model| model.program().bytes_per_token())
+    }
+
+    /// Loads it for an engine of `config`.
+    pub(crate) fn build(
+        &self,
+        config: &EngineConfig,
+        backend: &dyn Backend,
+        io: &Io<'_>,
+    ) -> anyhow::Result<Speculation> {
+        let drafter = match &self.source {
+            Source::Model(model) => {
+                let (limits, spec) = (config.draft_limits(), model.spec());
+                let runner = load::build(model, backend, &limits, io)
+                    .with_context(|| format!("cannot load the draft {}", self.name))?;
+                Drafter::Model(DraftModel::new(runner, &limits, spec.vocab, spec.context_len))
+            }
+        };
+        Ok(Speculation { drafter, length: self.length, rule: self.rule })
+    }
+
+    /// What it achieved, for a program.
+    pub(crate) fn json(&self, ending: &Ending) -> Value {
+        let counts = &ending.counts;
+        json!({
+            "draft": self.name(),
+            "draft_tokens": self.max_drafted(),
+            "rule": self.rule_name(),
+            "drafted_tokens": counts.drafted_tokens,
+            "accepted_tokens": counts.accepted_tokens,
+            "cycles": counts.cycles,
+            "acceptance": ending.acceptance(),
+            "tokens_per_cycle": ending.tokens_per_cycle(),
+        })
+    }
+
+    /// The same for a person.
+    pub(crate) fn line(&self, ending: &Ending) -> String {
+        let name = &self.name;
+        match (ending.acceptance(), ending.tokens_per_cycle()) {
+            (Some(acceptance), Some(tokens)) => format!(
+                "draft {name}: {:.0} % of {} tokens accepted, {tokens:.2} tokens a cycle",
+                acceptance * 1e2,
+                ending.counts.drafted_tokens,
+            ),
+            _ => format!("draft {name}: nothing drafted"),
+        }
+    }
+}
+
+impl Source {
+    fn open_model(name: &str, verifier: &Model, device: &DeviceArgs) -> anyhow::Result<Self> {
+        let head = load::head(device.head.unwrap_or(HeadName::Auto), device.device);
+        let draft = load::open(name, head).context("cannot open the draft")?;
+        check_vocabulary(name, &draft, verifier)?;
+        Ok(Self::Model(Box::new(draft)))
+    }
+}
+
+fn check_vocabulary(name: &str, draft: &Model, verifier: &Model) -> anyhow::Result<()> {
+    let (found, expected) = (draft.spec().vocab, verifier.spec().vocab);
+    if found != expected {
+        bail!(
+            "the draft {name} has a vocabulary of {found} tokens, the verifier one of {expected}: choose a draft with the verifier's tokenizer"
+        );
+    }
+    Ok(())
+}
+
+/// Who is asked to draft; none where nobody is.
+fn chosen(args: &SpeculationArgs, model_is_named: bool) -> anyhow::Result<Option<DraftName>> {
+    match &args.draft {
+        Some(name) => Ok(Some(name.clone())),
+        None if !model_is_named => Ok(Some(DraftName::Model("demo-draft".to_owned()))),
+        None if args.draft_tokens.is_some_and(|tokens| tokens != DraftTokens::Off) => {
+            bail!("--draft-tokens needs a draft: name one by --draft")
+        }
+        None if args.acceptance_rule.is_some() => {
+            bail!("--acceptance-rule needs a draft: name one by --draft")
+        }
+        None => Ok(None),
+    }
+}
+
+impl Ending {
+    /// Share of the drafted tokens that were accepted; none where nothing was drafted.
+    pub(crate) fn acceptance(&self) -> Option<f64> {
+        share(self.counts.accepted_tokens, self.counts.drafted_tokens)
+    }
+
+    /// Tokens that a step with drafted tokens gave on average, its own one included.
+    pub(crate) fn tokens_per_cycle(&self) -> Option<f64> {
+        share(self.cycle_tokens as u64, self.counts.cycles)
+    }
+}
+
+fn share(part: u64, all: u64) -> Option<f64> {
+    (all > 0).then(|| part as f64 / all as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(draft: Option<DraftName>, draft_tokens: Option<DraftTokens>) -> SpeculationArgs {
+        SpeculationArgs { draft, draft_tokens, acceptance_rule: None }
+    }
+
+    #[test]
+    fn only_an_unnamed_model_brings_its_draft() {
+        let demo = DraftName::Model("demo-draft".to_owned());
+        let other = DraftName::Model("other".to_owned());
+        assert_eq!(chosen(&args(None, None), false).unwrap(), Some(demo));
+        assert_eq!(chosen(&args(None, None), true).unwrap(), None);
+        assert_eq!(chosen(&args(Some(other.clone()), None), false).unwrap(), Some(other));
+        let off = Some(DraftName::Off);
+        assert_eq!(chosen(&args(off.clone(), None), false).unwrap(), off);
+    }
+
+    #[test]
+    fn a_length_without_a_draft_is_a_mistake() {
+        let refused = chosen(&args(None, Some(DraftTokens::Fixed(3))), true).unwrap_err();
+        assert!(refused.to_string().contains("--draft-tokens"), "{refused}");
+        assert_eq!(chosen(&args(None, Some(DraftTokens::Off)), true).unwrap(), None);
+    }
+}
