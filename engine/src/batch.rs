@@ -47,6 +47,11 @@ impl Batch {
         }
     }
 
+    /// Replaces every token, for a model of another vocabulary.
+    pub fn map_tokens(&mut self, map: impl Fn(TokenId) -> TokenId) {
+        self.tokens.iter_mut().for_each(|token| *token = map(*token));
+    }
+
     /// The arrays as packed last.
     pub fn input(&self) -> StepInput<'_> {
         StepInput {

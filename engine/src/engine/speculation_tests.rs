@@ -5,6 +5,7 @@ use super::scripted::{Faults, Log, ScriptedRunner, expected_logits};
 use super::*;
 use crate::request::TokenSource;
 use crate::sampler::{History, SamplingParams, candidates};
+use crate::speculation::vocab::VocabMap;
 use crate::speculation::{DraftModel, Drafter, Length, Rule, SpeculationCounts};
 
 const VOCAB: usize = 3;
@@ -30,7 +31,8 @@ fn engine(right: u64, drafted: usize, rule: Rule) -> (Engine, Log, Log) {
     let draft = ScriptedRunner::draft(limits, VOCAB, right);
     let verifier = ScriptedRunner::new(config.step_limits(), VOCAB, Faults::default());
     let logs = (verifier.log(), draft.log());
-    let model = DraftModel::new(Box::new(draft), &limits, VOCAB, config.context_len);
+    let model =
+        DraftModel::new(Box::new(draft), &limits, VocabMap::same(VOCAB, VOCAB), config.context_len);
     let speculation =
         Speculation { drafter: Drafter::Model(model), length: Length::Fixed(drafted), rule };
     (Engine::new(Box::new(verifier), config).with_speculation(speculation), logs.0, logs.1)

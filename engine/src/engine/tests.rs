@@ -5,7 +5,8 @@ use super::*;
 use crate::request::TokenSource;
 use crate::sampler::{SamplingParams, sample};
 use crate::scheduler::WAITED_MAX;
-use crate::speculation::{DraftModel, Drafter, Length, Rule, SpeculationCounts};
+use crate::speculation::vocab::VocabMap;
+use crate::speculation::{DraftModel, Drafter, Length, LookupRule, Rule, SpeculationCounts};
 use kernels::program::TokenId;
 use std::collections::BTreeMap;
 use testkit::Rng;
@@ -46,12 +47,20 @@ fn prompt(len: usize) -> Vec<u32> {
 
 /// A drafter that is right some of the time, perhaps never or always.
 fn random_speculation(rng: &mut Rng, config: &EngineConfig) -> Speculation {
-    let (limits, vocab) = (config.draft_limits(), config.vocab);
+    // A padded or a smaller vocabulary, and often a shorter context than the verifier's.
+    let vocab = config.vocab + [0, 0, 3][rng.below(3)] - [0, 0, 2][rng.below(3)];
+    let context_len = config.context_len.min(4 + rng.below(90) as u32);
+    let limits = config.draft_limits();
     let right = [0, 30, 70, 90, 100][rng.below(5)];
     let runner = Box::new(ScriptedRunner::draft(limits, vocab, right));
-    // Often with a shorter context than the verifier's.
-    let context_len = config.context_len.min(4 + rng.below(90) as u32);
-    let drafter = Drafter::Model(DraftModel::new(runner, &limits, vocab, context_len));
+    let map = VocabMap::same(config.vocab, vocab);
+    let model = DraftModel::new(runner, &limits, map, context_len);
+    let lookup = LookupRule { least_match: 1 + rng.below(3) };
+    let drafter = match rng.below(4) {
+        0 => Drafter::Lookup(lookup),
+        1 => Drafter::Cascade(lookup, model),
+        _ => Drafter::Model(model),
+    };
     let rule = if rng.below(3) == 0 { Rule::Rejection } else { Rule::Coupled };
     Speculation { drafter, length: Length::Fixed(rng.below(7)), rule }
 }

@@ -7,6 +7,7 @@
 //!
 //! Not here: whether drafting pays, acceptance. All sequences draft in one batch.
 
+use super::vocab::VocabMap;
 use super::{Rule, rejection};
 use crate::Error;
 use crate::batch::Batch;
@@ -19,12 +20,14 @@ use kernels::{Runner, StepLimits, StepOutput};
 /// A runner that drafts.
 pub struct DraftModel {
     runner: Box<dyn Runner>,
-    vocab: usize,
+    vocab: VocabMap,
     context_len: usize,
     limits: StepLimits,
     batch: Batch,
     output: StepOutput,
     sampler: Sampler,
+    /// A row of logits in the verifier's ids.
+    row_v: Vec<f32>,
     /// What the next step of the draft computes, and up to which length its sequence may grow.
     parts: Vec<StepPart>,
     ends: Vec<usize>,
@@ -41,14 +44,14 @@ impl DraftModel {
     /// verifier's runner in number and length.
     ///
     /// # Panics
-    /// If the vocabulary or the context is empty.
+    /// If the context is empty.
     pub fn new(
         runner: Box<dyn Runner>,
         limits: &StepLimits,
-        vocab: usize,
+        vocab: VocabMap,
         context_len: u32,
     ) -> Self {
-        assert!(vocab > 0 && context_len > 0, "a model has tokens and a context");
+        assert!(context_len > 0, "a model has a context");
         Self {
             runner,
             vocab,
@@ -57,6 +60,7 @@ impl DraftModel {
             batch: Batch::new(limits),
             output: StepOutput::default(),
             sampler: Sampler::default(),
+            row_v: Vec::new(),
             parts: Vec::new(),
             ends: Vec::new(),
         }
@@ -81,6 +85,9 @@ impl DraftModel {
         self.start(parts, sequences);
         while !self.parts.is_empty() {
             self.batch.pack(&self.parts, sequences, self.limits.block_len);
+            if !self.vocab.is_identity() {
+                self.batch.map_tokens(|token| self.vocab.to_draft(token));
+            }
             self.runner.step(&self.batch.input(), &mut self.output)?;
             self.sample(sequences, rule);
         }
@@ -117,8 +124,13 @@ impl DraftModel {
             if part.outputs == 0 {
                 continue;
             }
-            let logits_v = &self.output.logits[row * self.vocab..(row + 1) * self.vocab];
+            let vocab = self.vocab.draft_vocab();
+            let mut logits_v = &self.output.logits[row * vocab..(row + 1) * vocab];
             row += 1;
+            if !self.vocab.is_identity() {
+                self.vocab.row(logits_v, &mut self.row_v);
+                logits_v = &self.row_v;
+            }
             let goes_on = propose(&mut self.sampler, logits_v, sequence, rule);
             let len = sequence.tokens.len();
             if goes_on && len < end {

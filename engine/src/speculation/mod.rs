@@ -17,10 +17,11 @@ pub mod self_draft;
 pub mod vocab;
 
 pub use draft_model::DraftModel;
-pub use drafter::Drafter;
+pub use drafter::{Drafter, LookupRule};
 
 use crate::sampler::Law;
 use crate::sampler::noise::{NoiseKey, Stream};
+use lookup::Lookup;
 
 /// How an engine guesses ahead.
 #[derive(Debug)]
@@ -92,6 +93,8 @@ pub struct DraftState {
     pub laws: Vec<Law>,
     /// Leading tokens whose keys and values the draft model has, in the sequence's own blocks.
     pub computed: usize,
+    /// Where its text occurred before, as far as a drafter has asked.
+    pub lookup: Lookup,
     /// What it did so far.
     pub counts: SpeculationCounts,
 }

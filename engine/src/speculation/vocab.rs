@@ -68,6 +68,11 @@ impl VocabMap {
         Self { verifier_vocab, draft_vocab, moved: None }
     }
 
+    /// Columns of the draft's logits.
+    pub fn draft_vocab(&self) -> usize {
+        self.draft_vocab
+    }
+
     /// The draft's id of the verifier's `token`.
     ///
     /// One that the draft lacks (its padding is shorter, or a special token is unknown to it) is
