@@ -10,9 +10,11 @@
 
 pub mod draft_model;
 pub mod drafter;
+pub mod policy;
 
 pub use draft_model::DraftModel;
 pub use drafter::Drafter;
+pub use policy::{Costs, Curve, DraftCosts};
 
 use crate::sampler::noise::NoiseKey;
 use kernels::program::TokenId;

@@ -1,0 +1,4 @@
+//! How many tokens to draft.
+mod costs;
+
+pub use costs::{Costs, Curve, DraftCosts};
