@@ -14,7 +14,7 @@ pub mod policy;
 
 pub use draft_model::DraftModel;
 pub use drafter::Drafter;
-pub use policy::{Costs, Curve, DraftCosts};
+pub use policy::{Acceptance, Costs, Curve, DraftCosts, Policy, Verdict};
 
 use crate::sampler::noise::NoiseKey;
 use kernels::program::TokenId;
