@@ -6,25 +6,26 @@
 use super::{Engine, Progress};
 use crate::Error;
 use crate::request::{Event, TokenSource};
-use crate::sampler::{LogitsError, Sampler};
+use crate::sampler::{Law, LogitsError, Sampler};
 use crate::scheduler::StepPart;
 use crate::sequence::Sequence;
-use crate::speculation::Rule;
+use crate::speculation::rejection::{self, Verdict};
+use crate::speculation::{Rule, simulated};
 use kernels::program::TokenId;
 
 impl Engine {
-    /// Says how many tokens each sequence wants proposed.
-    pub(super) fn choose_lengths(&mut self) {
-        let Some(speculation) = &mut self.speculation else { return };
-        for sequence in &mut self.sequences {
-            sequence.draft.wanted = speculation.length.wanted().min(self.config.max_drafted);
-        }
-    }
-
     /// Has tokens proposed where the plan has room for them.
     pub(super) fn draft(&mut self) -> Result<(), Error> {
         let Some(speculation) = &mut self.speculation else { return Ok(()) };
-        speculation.drafter.propose(self.scheduler.parts_mut(), &mut self.sequences)
+        let (parts, rule) = (self.scheduler.parts_mut(), speculation.rule);
+        let sequences = &mut self.sequences;
+        sequences.iter_mut().for_each(|s| s.draft.caught_up = s.draft.computed);
+        speculation.drafter.propose(parts, sequences, rule)?;
+        for draft in sequences.iter_mut().map(|s| &mut s.draft) {
+            // Each step of the draft computes one token at least, and proposes one.
+            draft.caught_up = (draft.computed - draft.caught_up).saturating_sub(draft.proposed);
+        }
+        Ok(())
     }
 
     /// Runs the planned parts; leaves `[r, v]` logits in `output`.
@@ -54,14 +55,18 @@ impl Engine {
             let (len, proposed) = (sequence.tokens.len(), sequence.draft.proposed);
             let decode = part.start >= sequence.prompt_len && part.start + proposed + 1 == len;
             sequence.computed = part.end - proposed;
+            let before = sequence.draft.counts.accepted_tokens;
             let chosen = if part.outputs > 0 { self.extend(part, row, events) } else { 0 };
             if decode {
                 decode_tokens += chosen;
+                let accepted = self.sequences[part.sequence].draft.counts.accepted_tokens - before;
+                self.record(part, proposed, accepted as usize, chosen);
             } else {
                 prefill_tokens += part.end - part.start;
             }
             row += part.outputs;
         }
+        self.settle(prefill_tokens);
         Progress::Worked { prefill_tokens, decode_tokens }
     }
 
@@ -75,7 +80,7 @@ impl Engine {
         let rows = self.output.logits[row * self.config.vocab..].chunks_exact(self.config.vocab);
         let mut end = None;
         for (i, logits_v) in rows.take(part.outputs).enumerate() {
-            let guess = Guess { proposed: self.proposed.get(i).copied(), first: i == 0, rule };
+            let guess = Guess { proposed: self.proposed.get(i).copied(), row: i, rule };
             match guess.resolve(&mut self.sampler, logits_v, sequence) {
                 Ok((token, source)) => {
                     events.push(Event::Token { id, token, source });
@@ -110,8 +115,8 @@ impl Engine {
 /// One output row that may confirm a proposed token.
 struct Guess {
     proposed: Option<TokenId>,
-    /// Whether it is the first row of its sequence.
-    first: bool,
+    /// Which row of its sequence.
+    row: usize,
     rule: Rule,
 }
 
@@ -124,16 +129,43 @@ impl Guess {
         sequence: &mut Sequence,
     ) -> Result<(TokenId, TokenSource), LogitsError> {
         let position = sequence.tokens.len() as u32;
-        let params = &sequence.sampling;
-        let chosen = sampler.sample(logits_v, &sequence.history(), params, position)?;
         let Some(proposed) = self.proposed else {
-            return Ok((chosen, if self.first { TokenSource::Plain } else { TokenSource::Bonus }));
+            let source = if self.row == 0 { TokenSource::Plain } else { TokenSource::Bonus };
+            let params = &sequence.sampling;
+            let chosen = sampler.sample(logits_v, &sequence.history(), params, position)?;
+            return Ok((chosen, source));
         };
-        if !self.rule.accepts(proposed, chosen, params.seed, position) {
+        let chosen = self.judge(proposed, sampler, logits_v, sequence)?;
+        let accepted = match self.rule {
+            Rule::Simulated(rate) => simulated(rate, sequence.sampling.seed, position),
+            Rule::Coupled | Rule::Rejection => chosen == proposed,
+        };
+        if !accepted {
             return Ok((chosen, TokenSource::Corrected));
         }
         sequence.computed += 1;
         sequence.draft.counts.accepted_tokens += 1;
         Ok((proposed, TokenSource::Drafted))
+    }
+
+    /// The token that stands where `proposed` was proposed: itself if it is accepted. (A residual
+    /// never holds the rejected token, so equality says the same for both rules.)
+    fn judge(
+        &self,
+        proposed: TokenId,
+        sampler: &mut Sampler,
+        logits_v: &[f32],
+        sequence: &Sequence,
+    ) -> Result<TokenId, LogitsError> {
+        let (params, position) = (&sequence.sampling, sequence.tokens.len() as u32);
+        let Some(draft) = sequence.draft.laws.get(self.row) else {
+            return sampler.sample(logits_v, &sequence.history(), params, position);
+        };
+        let mut verifier = Law::point(TokenId(0));
+        sampler.law(logits_v, &sequence.history(), params, &mut verifier)?;
+        Ok(match rejection::judge(&verifier, draft, proposed, params.seed, position) {
+            Verdict::Accepted => proposed,
+            Verdict::Replaced(token) => token,
+        })
     }
 }

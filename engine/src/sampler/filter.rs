@@ -4,7 +4,7 @@
 //! nothing between two filters. Masses are summed in f64, so that a border is where the exact
 //! sum puts it. Not here: bias and penalties ([`super::adjust`]), the choice ([`super::sample`]).
 
-use super::LogitsError;
+use super::{Law, LogitsError};
 use kernels::program::TokenId;
 use std::cmp::Ordering;
 
@@ -57,8 +57,8 @@ pub fn top_p(kept: &mut Vec<Candidate>, p: f32) {
     if p >= 1.0 || kept.is_empty() {
         return;
     }
-    let law = Law::of(kept);
-    let count = reach(kept, f64::from(p), |c| law.probability(c), likeliest_first);
+    let softmax = Softmax::of(kept);
+    let count = reach(kept, f64::from(p), |c| softmax.probability(c), likeliest_first);
     kept.truncate(count);
 }
 
@@ -78,32 +78,39 @@ pub fn typical_p(kept: &mut Vec<Candidate>, p: f32) {
     if p >= 1.0 || kept.is_empty() {
         return;
     }
-    let law = Law::of(kept);
-    let entropy = law.entropy(kept);
-    let distance = |c: &Candidate| (law.surprise(c) - entropy).abs();
+    let softmax = Softmax::of(kept);
+    let entropy = softmax.entropy(kept);
+    let distance = |c: &Candidate| (softmax.surprise(c) - entropy).abs();
     let nearest_first = |a: &Candidate, b: &Candidate| {
         distance(a).total_cmp(&distance(b)).then(a.token.cmp(&b.token))
     };
-    let count = reach(kept, f64::from(p), |c| law.probability(c), nearest_first);
+    let count = reach(kept, f64::from(p), |c| softmax.probability(c), nearest_first);
     let border = distance(&kept[count - 1]);
     kept.retain(|c| distance(c) <= border);
 }
 
 /// Tokens and probabilities, likeliest first, equal ones by ascending id.
 pub fn probabilities(kept: &mut [Candidate]) -> Vec<(TokenId, f32)> {
-    let law = Law::of(kept);
+    let softmax = Softmax::of(kept);
     kept.sort_unstable_by(likeliest_first);
-    kept.iter().map(|c| (c.token, law.probability(c) as f32)).collect()
+    kept.iter().map(|c| (c.token, softmax.probability(c) as f32)).collect()
+}
+
+/// Puts the candidates' tokens and probabilities into `law`, without those that round to 0 in f32.
+pub(super) fn fill_law(kept: &mut [Candidate], law: &mut Law) {
+    let softmax = Softmax::of(kept);
+    kept.sort_unstable_by_key(|c| c.token);
+    law.refill(kept.iter().map(|c| (c.token, softmax.probability(c) as f32)));
 }
 
 /// The softmax of some candidates.
-struct Law {
+struct Softmax {
     top: f64,
     sum: f64,
     ln_sum: f64,
 }
 
-impl Law {
+impl Softmax {
     fn of(kept: &[Candidate]) -> Self {
         let top = f64::from(top_logit(kept));
         let sum: f64 = kept.iter().map(|c| (f64::from(c.logit) - top).exp()).sum();

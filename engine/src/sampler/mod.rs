@@ -7,15 +7,17 @@
 //!
 //! Not here: which sequence a row belongs to, stop tokens, text. Logits come from a runner's
 //! output, history from [`crate::sequence`]. Each transform is public in [`adjust`] or [`filter`];
-//! [`noise`] holds the randomness.
+//! [`noise`] holds the randomness, [`Law`] the probabilities that are drawn from.
 
 pub mod adjust;
 pub mod filter;
+pub(crate) mod law;
 pub mod noise;
 mod params;
 #[cfg(test)]
 mod tests;
 
+pub use law::Law;
 pub use params::SamplingParams;
 
 use adjust::Tally;
@@ -108,6 +110,27 @@ impl Sampler {
         }
         self.fill_kept(logits_v, history, params)?;
         draw(&self.kept, NoiseKey::new(params.seed, position)).ok_or(LogitsError::NoCandidate)
+    }
+
+    /// Refills `out` with the law that [`Sampler::sample`] draws from: [`candidates`] by ascending
+    /// id, without tokens whose probability rounds to 0. Allocates only where `out` must grow.
+    ///
+    /// # Errors
+    /// A row without a finite maximum; `out` stays as it was.
+    pub fn law(
+        &mut self,
+        logits_v: &[f32],
+        history: &History<'_>,
+        params: &SamplingParams,
+        out: &mut Law,
+    ) -> Result<(), LogitsError> {
+        if params.temperature == 0.0 {
+            out.refill([(argmax(self.adjusted(logits_v, history, params))?, 1.0)]);
+            return Ok(());
+        }
+        self.fill_kept(logits_v, history, params)?;
+        filter::fill_law(&mut self.kept, out);
+        Ok(())
     }
 
     /// The row after bias and penalties; the row itself where there are none.

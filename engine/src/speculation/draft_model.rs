@@ -7,11 +7,13 @@
 //!
 //! Not here: whether drafting pays, acceptance. All sequences draft in one batch.
 
+use super::{Rule, rejection};
 use crate::Error;
 use crate::batch::Batch;
-use crate::sampler::Sampler;
+use crate::sampler::{Law, LogitsError, Sampler};
 use crate::scheduler::StepPart;
 use crate::sequence::Sequence;
+use kernels::program::TokenId;
 use kernels::{Runner, StepLimits, StepOutput};
 
 /// A runner that drafts.
@@ -65,6 +67,11 @@ impl DraftModel {
         self.runner.as_mut()
     }
 
+    /// Whether its context holds `len` tokens.
+    pub(crate) fn reaches(&self, len: usize) -> bool {
+        len <= self.context_len
+    }
+
     /// Follows the sequences of `parts` that want drafts, and proposes tokens where a part has
     /// room for them and nobody has proposed any.
     ///
@@ -74,12 +81,13 @@ impl DraftModel {
         &mut self,
         parts: &[StepPart],
         sequences: &mut [Sequence],
+        rule: Rule,
     ) -> Result<(), Error> {
         self.start(parts, sequences);
         while !self.parts.is_empty() {
             self.batch.pack(&self.parts, sequences, self.limits.block_len);
             self.runner.step(&self.batch.input(), &mut self.output)?;
-            self.sample(sequences)?;
+            self.sample(sequences, rule);
         }
         Ok(())
     }
@@ -105,7 +113,7 @@ impl DraftModel {
     }
 
     /// Books the step, appends a token wherever one was wanted, and plans the next step.
-    fn sample(&mut self, sequences: &mut [Sequence]) -> Result<(), Error> {
+    fn sample(&mut self, sequences: &mut [Sequence], rule: Rule) {
         let (mut row, mut kept) = (0, 0);
         for k in 0..self.parts.len() {
             let (part, end) = (self.parts[k], self.ends[k]);
@@ -116,25 +124,44 @@ impl DraftModel {
             }
             let logits_v = &self.output.logits[row * self.vocab..(row + 1) * self.vocab];
             row += 1;
-            if propose_one(&mut self.sampler, logits_v, sequence) && sequence.tokens.len() < end {
-                let (start, end_now) = (part.end, sequence.tokens.len());
-                self.parts[kept] = StepPart { start, end: end_now, ..part };
+            let goes_on = propose(&mut self.sampler, logits_v, sequence, rule);
+            let len = sequence.tokens.len();
+            if goes_on && len < end {
+                self.parts[kept] = StepPart { start: part.end, end: len, ..part };
                 self.ends[kept] = end;
                 kept += 1;
             }
         }
         self.parts.truncate(kept);
         self.ends.truncate(kept);
-        Ok(())
     }
 }
 
 /// Appends the draft's choice to `sequence` as a proposed token; whether to go on. A row without
 /// a choice (the draft computed no finite logits) proposes nothing: the verifier goes on alone.
-fn propose_one(sampler: &mut Sampler, logits_v: &[f32], sequence: &mut Sequence) -> bool {
-    let position = sequence.tokens.len() as u32;
-    let choice = sampler.sample(logits_v, &sequence.history(), &sequence.sampling, position);
+fn propose(sampler: &mut Sampler, logits_v: &[f32], sequence: &mut Sequence, rule: Rule) -> bool {
+    let choice = match rule {
+        Rule::Rejection if sequence.sampling.temperature > 0.0 => draw(sampler, logits_v, sequence),
+        _ => {
+            let position = sequence.tokens.len() as u32;
+            sampler.sample(logits_v, &sequence.history(), &sequence.sampling, position)
+        }
+    };
     let Ok(token) = choice else { return false };
     sequence.propose(token);
     !sequence.stop_tokens.contains(&token)
+}
+
+/// A draw that shares no noise with the verifier's choice, whose law is kept.
+fn draw(
+    sampler: &mut Sampler,
+    logits_v: &[f32],
+    sequence: &mut Sequence,
+) -> Result<TokenId, LogitsError> {
+    let (seed, position) = (sequence.sampling.seed, sequence.tokens.len() as u32);
+    let mut law = Law::point(TokenId(0));
+    sampler.law(logits_v, &sequence.history(), &sequence.sampling, &mut law)?;
+    let token = rejection::propose(&law, seed, position);
+    sequence.draft.laws.push(law);
+    Ok(token)
 }

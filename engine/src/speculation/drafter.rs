@@ -4,7 +4,7 @@
 //! Output: tokens at the sequences' ends, and parts cut to what was proposed. A drafter may
 //! propose fewer tokens than there is room for, or none; it can never change the text.
 
-use super::DraftModel;
+use super::{DraftModel, Rule};
 use crate::Error;
 use crate::scheduler::StepPart;
 use crate::sequence::Sequence;
@@ -24,7 +24,15 @@ impl Drafter {
         }
     }
 
-    /// Appends proposed tokens to the sequences of `parts`, and cuts each part to them.
+    /// Whether it can propose a token after `len` tokens.
+    pub(crate) fn reaches(&self, len: usize) -> bool {
+        match self {
+            Self::Model(model) => model.reaches(len),
+        }
+    }
+
+    /// Appends proposed tokens to the sequences of `parts`, and cuts each part to them; `rule` says
+    /// what they are drawn with and whether their laws are kept.
     ///
     /// # Errors
     /// Those of the draft model's runner.
@@ -32,9 +40,11 @@ impl Drafter {
         &mut self,
         parts: &mut [StepPart],
         sequences: &mut [Sequence],
+        rule: Rule,
     ) -> Result<(), Error> {
+        sequences.iter_mut().for_each(|s| s.draft.laws.clear());
         match self {
-            Self::Model(model) => model.propose(parts, sequences)?,
+            Self::Model(model) => model.propose(parts, sequences, rule)?,
         }
         for part in parts {
             let sequence = &sequences[part.sequence];

@@ -11,13 +11,16 @@
 pub mod draft_model;
 pub mod drafter;
 pub mod policy;
+pub mod rank;
+pub mod rejection;
 
 pub use draft_model::DraftModel;
 pub use drafter::Drafter;
-pub use policy::{Acceptance, Costs, Curve, DraftCosts, Policy, Verdict};
+pub use policy::{Costs, Curve, DraftCosts, Policy};
 
-use crate::sampler::noise::NoiseKey;
-use kernels::program::TokenId;
+use crate::sampler::Law;
+use crate::sampler::noise::{NoiseKey, Stream};
+use policy::{Acceptance, Source};
 
 /// How an engine guesses ahead.
 #[derive(Debug)]
@@ -31,20 +34,13 @@ pub struct Speculation {
 }
 
 /// How many tokens a sequence wants proposed in a cycle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Length {
     /// Always the same number; fewer where the drafter, the token budget or the end of the
     /// sequence leaves room for fewer.
     Fixed(usize),
-}
-
-impl Length {
-    /// Tokens that a sequence wants in the next cycle.
-    pub(crate) fn wanted(&self) -> usize {
-        match *self {
-            Self::Fixed(tokens) => tokens,
-        }
-    }
+    /// As many as pay by measured costs and acceptance, which may be none.
+    Auto(Box<Policy>),
 }
 
 /// When a proposed token is accepted.
@@ -54,28 +50,16 @@ pub enum Rule {
     /// noise of a position, so they often agree when they sample too (Daliri, Musco and Suresh,
     /// arXiv 2408.07978). The text is byte for byte the verifier's own.
     Coupled,
+    /// By [`rejection`] sampling: more is accepted where tokens are sampled, and the text has the
+    /// verifier's law, but it is another text than without a draft. Greedy text is the same.
+    Rejection,
     /// With this probability, whatever it is: for what-if measurements. The text means nothing.
     Simulated(f32),
 }
 
-impl Rule {
-    /// Whether `proposed` stands at `position`, where the verifier chose `chosen`.
-    pub(crate) fn accepts(
-        &self,
-        proposed: TokenId,
-        chosen: TokenId,
-        seed: u64,
-        position: u32,
-    ) -> bool {
-        match *self {
-            Self::Coupled => proposed == chosen,
-            Self::Simulated(acceptance) => {
-                // The noise of a token no vocabulary has: independent of every choice.
-                let bits = NoiseKey::new(seed, position).bits(TokenId(u32::MAX));
-                ((bits >> 40) as f32) < acceptance * (1u32 << 24) as f32
-            }
-        }
-    }
+/// Whether a simulated draft is right at `position`.
+pub(crate) fn simulated(acceptance: f32, seed: u64, position: u32) -> bool {
+    NoiseKey::of(Stream::Coin, seed, position).uniform() < f64::from(acceptance)
 }
 
 /// What guessing ahead did for a sequence.
@@ -96,8 +80,19 @@ pub struct DraftState {
     pub wanted: usize,
     /// How many of the sequence's last tokens are proposed and not verified; 0 between steps.
     pub proposed: usize,
+    /// The laws they were drawn from, where the rule is [`Rule::Rejection`] and tokens are
+    /// sampled; else empty.
+    pub laws: Vec<Law>,
     /// Leading tokens whose keys and values the draft model has, in the sequence's own blocks.
     pub computed: usize,
     /// What it did so far.
     pub counts: SpeculationCounts,
+    /// Who proposes its next tokens.
+    pub source: Source,
+    /// Which of its proposed tokens were accepted, for [`Length::Auto`].
+    pub acceptance: Acceptance,
+    /// Tokens that the draft model computed in this step beyond one for each it proposed.
+    pub caught_up: usize,
+    /// Whether [`Length::Auto`] has taken it in.
+    pub known: bool,
 }

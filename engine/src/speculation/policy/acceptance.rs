@@ -8,6 +8,8 @@ pub const POSITIONS: usize = 16;
 
 /// Classes of lookup matches: 1, 2 to 3, 4 to 7, 8 to 15, and 16 or more matched tokens.
 const MATCH_CLASSES: usize = 5;
+/// Sources that are told apart.
+pub(super) const SOURCES: usize = 1 + MATCH_CLASSES;
 
 // The values were found by simulation (`policy/tests.rs`): more memory and weight gives drafting up
 // too late where a text turns, less gives it up too early where a drafter is unlucky.
@@ -40,7 +42,8 @@ pub enum Source {
 }
 
 impl Source {
-    fn index(self) -> usize {
+    /// Its number among [`SOURCES`].
+    pub(super) fn index(self) -> usize {
         match self {
             Self::Model => 0,
             Self::Lookup { matched } => {
@@ -67,7 +70,7 @@ impl Counts {
 /// Counts of all sources and places.
 #[derive(Debug, Clone, Default)]
 pub struct Acceptance {
-    counts: [[Counts; POSITIONS]; 1 + MATCH_CLASSES],
+    counts: [[Counts; POSITIONS]; SOURCES],
 }
 
 impl Acceptance {
@@ -96,14 +99,6 @@ impl Acceptance {
         }
     }
 
-    /// Share accepted of the tokens that were judged, over all places; none if there were none.
-    /// The engine's counts.
-    pub(super) fn measured(&self, source: Source) -> Option<f64> {
-        let sum = |f: fn(&Counts) -> f64| self.counts[source.index()].iter().map(f).sum::<f64>();
-        let tried = sum(|c| c.tried);
-        (tried > 0.0).then(|| sum(|c| c.accepted) / tried)
-    }
-
     /// For each place the chance that it and all before it are accepted, from a sequence's own
     /// counts and the engine's.
     ///
@@ -130,11 +125,9 @@ mod tests {
     #[test]
     fn sequences_lean_on_the_engine_until_they_know_better() {
         let (mut engine, mut good) = (Acceptance::default(), Acceptance::default());
-        assert_eq!(engine.measured(Source::Model), None);
         (0..60).for_each(|_| good.book(&mut engine, Source::Model, 4, 4));
         let new = Acceptance::default();
         assert!(new.chances(&engine, Source::Model)[3] > 0.9);
-        assert_eq!(engine.measured(Source::Model), Some(1.0));
         let mut bad = Acceptance::default();
         (0..40).for_each(|_| bad.book(&mut engine, Source::Model, 1, 0));
         let bad = bad.chances(&engine, Source::Model);

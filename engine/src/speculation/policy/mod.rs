@@ -20,6 +20,7 @@ pub use acceptance::{Acceptance, POSITIONS, Source};
 pub use costs::{Costs, Curve, DraftCosts};
 pub use verdict::Verdict;
 
+use acceptance::SOURCES;
 use account::Account;
 
 /// How much faster than plain decoding a cycle must promise to be: what is expected to gain less
@@ -37,6 +38,8 @@ pub struct Policy {
     longest: usize,
     /// Of all sequences.
     acceptance: Acceptance,
+    /// Tokens of each source that were judged and accepted since the engine began.
+    judged: [(u64, u64); SOURCES],
     account: Account,
     candidates: Vec<Candidate>,
     /// Candidates in the order in which tokens were added.
@@ -144,6 +147,7 @@ impl Policy {
             costs,
             longest: longest.min(POSITIONS),
             acceptance: Acceptance::default(),
+            judged: [(0, 0); SOURCES],
             account: Account::default(),
             candidates: Vec::new(),
             order: Vec::new(),
@@ -154,7 +158,9 @@ impl Policy {
 
     /// What drafts of `source` are worth, for one sequence.
     pub fn verdict(&self, source: Source) -> Verdict {
-        Verdict::new(&self.costs, source, self.longest, self.acceptance.measured(source))
+        let (judged, accepted) = self.judged[source.index()];
+        let measured = (judged > 0).then(|| accepted as f64 / judged as f64);
+        Verdict::new(&self.costs, source, self.longest, measured)
     }
 
     /// Takes in a sequence that may generate `tokens` tokens.
@@ -287,6 +293,8 @@ impl Policy {
         self.done.caught_up += caught_up;
         self.tokens += tokens;
         if judged > 0 {
+            let sum = &mut self.judged[source.index()];
+            *sum = (sum.0 + judged as u64, sum.1 + accepted as u64);
             own.book(&mut self.acceptance, source, judged, accepted);
         }
     }

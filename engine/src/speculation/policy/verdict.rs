@@ -22,7 +22,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// The verdict on drafts of `source` of at most `longest` tokens.
+    /// The verdict on drafts of `source` of at most `longest` tokens, of which the share
+    /// `measured` was accepted among those that were judged.
     pub(super) fn new(
         costs: &Costs,
         source: Source,
