@@ -6,7 +6,7 @@ mod speculation;
 pub use bench::{
     BenchArgs, BenchPart, KernelsArgs, MeasuringArgs, OutputFormat, ShapeFormat, SubjectArgs,
 };
-pub use speculation::{DraftName, DraftTokens, RuleName, SpeculationArgs};
+pub use speculation::{DraftName, DraftTokens, ModelName, RuleName, SpeculationArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;

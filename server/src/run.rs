@@ -377,7 +377,7 @@ impl Report<'_> {
 
     /// What this machine can read with the threads that were used.
     fn roofline(&self) -> Roofline {
-        let draft_bytes = self.draft.as_ref().map_or(0, Draft::bytes_per_token);
+        let draft_bytes = self.draft.as_ref().map_or(Some(0), Draft::bytes_per_token);
         Roofline::measure(self.model.program(), draft_bytes, load::threads(&self.args.device))
     }
 

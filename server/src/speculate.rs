@@ -5,14 +5,17 @@
 //! drafting works (`engine::speculation`), what can be typed ([`crate::cli`]).
 
 use crate::Io;
-use crate::cli::{DeviceArgs, DraftName, DraftTokens, HeadName, RuleName, SpeculationArgs};
+use crate::cli::{
+    DeviceArgs, DraftName, DraftTokens, HeadName, ModelName, RuleName, SpeculationArgs,
+};
 use crate::generate::Ending;
-use crate::load;
+use crate::{load, run};
 use anyhow::{Context, bail};
 use engine::engine::EngineConfig;
 use engine::model::Model;
 use engine::sampler::SamplingParams;
-use engine::speculation::{DraftModel, Drafter, Length, Rule, Speculation};
+use engine::speculation::vocab::VocabMap;
+use engine::speculation::{DraftModel, Drafter, Length, LookupRule, Rule, Speculation};
 use kernels::Backend;
 use serde_json::{Value, json};
 
@@ -31,7 +34,16 @@ pub(crate) struct Draft {
 /// Where its proposals come from.
 #[derive(Debug)]
 enum Source {
-    Model(Box<Model>),
+    Lookup,
+    Model(Box<Opened>),
+    Cascade(Box<Opened>),
+}
+
+/// A draft model, and how its tokens are the verifier's.
+#[derive(Debug)]
+struct Opened {
+    model: Model,
+    vocab: VocabMap,
 }
 
 impl Draft {
@@ -54,7 +66,9 @@ impl Draft {
         };
         let source = match &name {
             DraftName::Off => return Ok(None),
-            DraftName::Model(folder) => Source::open_model(folder, verifier, device)?,
+            DraftName::Lookup => Source::Lookup,
+            DraftName::Model(name) => Source::Model(Box::new(open(name, verifier, device)?)),
+            DraftName::Cascade(name) => Source::Cascade(Box::new(open(name, verifier, device)?)),
         };
         Ok(Some(Self { name, source, length, rule }))
     }
@@ -67,7 +81,8 @@ impl Draft {
     /// The draft model, if it is one.
     pub(crate) fn model(&self) -> Option<&Model> {
         match &self.source {
-            Source::Model(model) => Some(model),
+            Source::Lookup => None,
+            Source::Model(opened) | Source::Cascade(opened) => Some(&opened.model),
         }
     }
 
@@ -95,9 +110,13 @@ impl Draft {
         }
     }
 
-    /// Weight bytes that a drafted token reads.
-    pub(crate) fn bytes_per_token(&self) -> usize {
-        self.model().map_or(0, |model| model.program().bytes_per_token())
+    /// Weight bytes that drafting a token reads; none where that differs from token to token.
+    pub(crate) fn bytes_per_token(&self) -> Option<usize> {
+        match &self.source {
+            Source::Lookup => Some(0),
+            Source::Model(opened) => Some(opened.model.program().bytes_per_token()),
+            Source::Cascade(_) => None,
+        }
     }
 
     /// Loads it for an engine of `config`.
@@ -107,15 +126,26 @@ impl Draft {
         backend: &dyn Backend,
         io: &Io<'_>,
     ) -> anyhow::Result<Speculation> {
+        let load = |opened: &Opened| self.load(opened, config, backend, io);
         let drafter = match &self.source {
-            Source::Model(model) => {
-                let (limits, spec) = (config.draft_limits(), model.spec());
-                let runner = load::build(model, backend, &limits, io)
-                    .with_context(|| format!("cannot load the draft {}", self.name))?;
-                Drafter::Model(DraftModel::new(runner, &limits, spec.vocab, spec.context_len))
-            }
+            Source::Lookup => Drafter::Lookup(LookupRule::ALONE),
+            Source::Model(opened) => Drafter::Model(load(opened)?),
+            Source::Cascade(opened) => Drafter::Cascade(LookupRule::BEFORE_A_MODEL, load(opened)?),
         };
         Ok(Speculation { drafter, length: self.length, rule: self.rule })
+    }
+
+    fn load(
+        &self,
+        opened: &Opened,
+        config: &EngineConfig,
+        backend: &dyn Backend,
+        io: &Io<'_>,
+    ) -> anyhow::Result<DraftModel> {
+        let (limits, context_len) = (config.draft_limits(), opened.model.spec().context_len);
+        let runner = load::build(&opened.model, backend, &limits, io)
+            .with_context(|| format!("cannot load the draft {}", self.name))?;
+        Ok(DraftModel::new(runner, &limits, opened.vocab.clone(), context_len))
     }
 
     /// What it achieved, for a program.
@@ -147,30 +177,46 @@ impl Draft {
     }
 }
 
-impl Source {
-    fn open_model(name: &str, verifier: &Model, device: &DeviceArgs) -> anyhow::Result<Self> {
-        let head = load::head(device.head.unwrap_or(HeadName::Auto), device.device);
-        let draft = load::open(name, head).context("cannot open the draft")?;
-        check_vocabulary(name, &draft, verifier)?;
-        Ok(Self::Model(Box::new(draft)))
+fn open(name: &ModelName, verifier: &Model, device: &DeviceArgs) -> anyhow::Result<Opened> {
+    let head = load::head(device.head.unwrap_or(HeadName::Auto), device.device);
+    match name {
+        ModelName::Named(name) => {
+            let model = load::open(name, head).context("cannot open the draft")?;
+            let vocab = vocabulary(name, &model, verifier)?;
+            Ok(Opened { model, vocab })
+        }
+        ModelName::OfItself(draft) => {
+            let model = Model::open_with(verifier.files().clone(), &draft.options(head))
+                .with_context(|| format!("cannot open the draft {name}"))?;
+            let vocab = VocabMap::same(verifier.spec().vocab, model.spec().vocab);
+            Ok(Opened { model, vocab })
+        }
     }
 }
 
-fn check_vocabulary(name: &str, draft: &Model, verifier: &Model) -> anyhow::Result<()> {
-    let (found, expected) = (draft.spec().vocab, verifier.spec().vocab);
-    if found != expected {
-        bail!(
-            "the draft {name} has a vocabulary of {found} tokens, the verifier one of {expected}: choose a draft with the verifier's tokenizer"
-        );
+/// How the draft's tokens are the verifier's, by the tokenizers of both.
+fn vocabulary(name: &str, draft: &Model, verifier: &Model) -> anyhow::Result<VocabMap> {
+    let [found, expected] = [draft, verifier].map(|model| model.spec().vocab);
+    let [drafts, verifiers] = [draft, verifier].map(|model| run::tokenizer(model, true));
+    match (drafts?, verifiers?) {
+        (Some(drafts), Some(verifiers)) => {
+            Ok(VocabMap::between(&verifiers, expected, &drafts, found)?)
+        }
+        (None, None) if found == expected => Ok(VocabMap::same(expected, found)),
+        (None, None) => bail!(
+            "the draft {name} has a vocabulary of {found} tokens, the verifier one of {expected}, and neither has a tokenizer to compare: choose a draft with the verifier's vocabulary"
+        ),
+        (None, Some(_)) | (Some(_), None) => bail!(
+            "the vocabularies of the draft {name} and of the verifier cannot be compared, since only one of the two has a tokenizer: put tokenizer.json beside the other"
+        ),
     }
-    Ok(())
 }
 
 /// Who is asked to draft; none where nobody is.
 fn chosen(args: &SpeculationArgs, model_is_named: bool) -> anyhow::Result<Option<DraftName>> {
     match &args.draft {
         Some(name) => Ok(Some(name.clone())),
-        None if !model_is_named => Ok(Some(DraftName::Model("demo-draft".to_owned()))),
+        None if !model_is_named => Ok(Some(demo_draft())),
         None if args.draft_tokens.is_some_and(|tokens| tokens != DraftTokens::Off) => {
             bail!("--draft-tokens needs a draft: name one by --draft")
         }
@@ -179,6 +225,10 @@ fn chosen(args: &SpeculationArgs, model_is_named: bool) -> anyhow::Result<Option
         }
         None => Ok(None),
     }
+}
+
+fn demo_draft() -> DraftName {
+    DraftName::Model(ModelName::Named("demo-draft".to_owned()))
 }
 
 impl Ending {
@@ -207,9 +257,8 @@ mod tests {
 
     #[test]
     fn only_an_unnamed_model_brings_its_draft() {
-        let demo = DraftName::Model("demo-draft".to_owned());
-        let other = DraftName::Model("other".to_owned());
-        assert_eq!(chosen(&args(None, None), false).unwrap(), Some(demo));
+        let other = DraftName::Lookup;
+        assert_eq!(chosen(&args(None, None), false).unwrap(), Some(demo_draft()));
         assert_eq!(chosen(&args(None, None), true).unwrap(), None);
         assert_eq!(chosen(&args(Some(other.clone()), None), false).unwrap(), Some(other));
         let off = Some(DraftName::Off);

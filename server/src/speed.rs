@@ -28,15 +28,20 @@ pub(crate) struct Timings {
 pub(crate) struct Roofline {
     /// Weight bytes of a step of the model, see [`Program::bytes_per_token`].
     pub bytes_per_token: usize,
-    /// Weight bytes that drafting one token reads; 0 without a draft model.
-    pub draft_bytes_per_token: usize,
+    /// Weight bytes that drafting one token reads, 0 without a draft model; none where that
+    /// differs from token to token.
+    pub draft_bytes_per_token: Option<usize>,
     /// Measured read bandwidth in bytes per second; none where it was not measured.
     pub read_bandwidth: Option<f64>,
 }
 
 impl Roofline {
     /// For `program` on a CPU with `threads` threads; measures for a fraction of a second.
-    pub(crate) fn measure(program: &Program, draft_bytes_per_token: usize, threads: usize) -> Self {
+    pub(crate) fn measure(
+        program: &Program,
+        draft_bytes_per_token: Option<usize>,
+        threads: usize,
+    ) -> Self {
         let bytes_per_token = program.bytes_per_token();
         let read_bandwidth = Some(kernels::devices::read_bandwidth(threads));
         Self { bytes_per_token, draft_bytes_per_token, read_bandwidth }
@@ -53,17 +58,22 @@ impl Timings {
         rate(self.decode_tokens, self.decode)
     }
 
-    fn decode_bytes_per_second(&self, roofline: &Roofline) -> f64 {
-        let verified = self.decode_steps * roofline.bytes_per_token;
-        rate(verified + self.drafted_tokens * roofline.draft_bytes_per_token, self.decode)
+    fn decode_bytes_per_second(&self, roofline: &Roofline) -> Option<f64> {
+        let drafted = match self.drafted_tokens {
+            0 => 0,
+            tokens => tokens * roofline.draft_bytes_per_token?,
+        };
+        Some(rate(self.decode_steps * roofline.bytes_per_token + drafted, self.decode))
     }
 
     fn share(&self, roofline: &Roofline) -> Option<f64> {
-        roofline.read_bandwidth.map(|all| self.decode_bytes_per_second(roofline) / all)
+        Some(self.decode_bytes_per_second(roofline)? / roofline.read_bandwidth?)
     }
 
     /// One line for a person.
     pub(crate) fn line(&self, roofline: &Roofline) -> String {
+        let bytes = self.decode_bytes_per_second(roofline);
+        let bytes = bytes.map_or(String::new(), |bytes| format!(", {:.2} GB/s", bytes / 1e9));
         let read = match (self.share(roofline), roofline.read_bandwidth) {
             (Some(share), Some(all)) => {
                 format!(" = {:.0} % of the {:.1} GB/s this machine reads", share * 1e2, all / 1e9)
@@ -71,12 +81,11 @@ impl Timings {
             _ => String::new(),
         };
         format!(
-            "prompt {} tokens, {:.1} tok/s | decode {} tokens, {:.1} tok/s, {:.2} GB/s{read}",
+            "prompt {} tokens, {:.1} tok/s | decode {} tokens, {:.1} tok/s{bytes}{read}",
             self.prompt_tokens,
             rate(self.prompt_tokens, self.prompt),
             self.decode_tokens,
             self.decode_rate(),
-            self.decode_bytes_per_second(roofline) / 1e9,
         )
     }
 
