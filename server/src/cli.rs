@@ -156,7 +156,7 @@ pub struct SamplingArgs {
 }
 
 /// Where a model runs.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 pub struct DeviceArgs {
     /// Device to run on
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]

@@ -4,6 +4,7 @@
 //! ended. Not here: text ([`crate::run`]), comparing ([`crate::verify`]), several requests at once.
 
 use crate::Io;
+use crate::costs::Subject;
 use crate::load::{self, STEP_TOKENS, Unexpected};
 use crate::speculate::Draft;
 use crate::speed::Timings;
@@ -14,6 +15,7 @@ use engine::model::Model;
 use engine::request::{Event, FinishReason, Request, TokenSource};
 use engine::spec::ModelSpec;
 use engine::speculation::SpeculationCounts;
+use engine::speculation::policy::{Source, Verdict};
 use kernels::Backend;
 use kernels::program::TokenId;
 use std::time::Instant;
@@ -45,12 +47,13 @@ pub(crate) fn engine(
     draft: Option<&Draft>,
     config: EngineConfig,
     backend: &dyn Backend,
-    io: &Io<'_>,
+    io: &mut Io<'_>,
 ) -> anyhow::Result<Engine> {
-    let runner = load::build(model, backend, &config.step_limits(), io)?;
-    let engine = Engine::new(runner, config);
-    let Some(draft) = draft else { return Ok(engine) };
-    Ok(engine.with_speculation(draft.build(&config, backend, io)?))
+    let mut runner = load::build(model, backend, &config.step_limits(), io)?;
+    let Some(draft) = draft else { return Ok(Engine::new(runner, config)) };
+    let verifier = Subject { program: model.program(), runner: runner.as_mut() };
+    let speculation = draft.build(verifier, &config, backend, io)?;
+    Ok(Engine::new(runner, config).with_speculation(speculation))
 }
 
 /// How a request ended.
@@ -61,6 +64,8 @@ pub(crate) struct Ending {
     pub counts: SpeculationCounts,
     /// Tokens that came of steps in which something was drafted.
     pub cycle_tokens: usize,
+    /// What a draft model is worth, where its length is chosen.
+    pub verdict: Option<Verdict>,
 }
 
 /// Takes a token and how it came about; true to end the request after it.
@@ -94,12 +99,13 @@ pub(crate) fn drive(
                 Event::Finished { reason, speculation: counts, .. } => {
                     timings.drafted_tokens = counts.drafted_tokens as usize;
                     let reason = if stopped { FinishReason::Stop } else { reason };
-                    return Ok(Ending { reason, counts, cycle_tokens });
+                    let verdict = engine.verdict(Source::Model);
+                    return Ok(Ending { reason, counts, cycle_tokens, verdict });
                 }
                 // Behind the end: without a draft the failing row would not have been computed.
                 Event::Failed { .. } if stopped => {
                     let (reason, counts) = (FinishReason::Stop, SpeculationCounts::default());
-                    return Ok(Ending { reason, counts, cycle_tokens });
+                    return Ok(Ending { reason, counts, cycle_tokens, verdict: None });
                 }
                 Event::Failed { reason, .. } => {
                     return Err(anyhow::anyhow!(reason).context(Unexpected));

@@ -9,6 +9,8 @@
 
 mod bench;
 pub mod cli;
+#[allow(dead_code, reason = "called where the automatic draft length is asked for")]
+mod costs;
 mod demo;
 mod devices;
 mod generate;

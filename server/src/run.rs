@@ -176,7 +176,7 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    fn engine(&self, draft: Option<&Draft>, io: &Io<'_>) -> anyhow::Result<Engine> {
+    fn engine(&self, draft: Option<&Draft>, io: &mut Io<'_>) -> anyhow::Result<Engine> {
         let Request { prompt, max_tokens, .. } = self.request;
         let most = draft.map_or(0, Draft::max_drafted);
         let config = generate::config(self.model.spec(), prompt.len(), *max_tokens, most);

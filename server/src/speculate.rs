@@ -8,27 +8,28 @@ use crate::Io;
 use crate::cli::{
     DeviceArgs, DraftName, DraftTokens, HeadName, ModelName, RuleName, SpeculationArgs,
 };
+use crate::costs::{self, Subject};
 use crate::generate::Ending;
 use crate::{load, run};
 use anyhow::{Context, bail};
 use engine::engine::EngineConfig;
 use engine::model::Model;
 use engine::sampler::SamplingParams;
+use engine::speculation::policy::POSITIONS;
 use engine::speculation::vocab::VocabMap;
-use engine::speculation::{DraftModel, Drafter, Length, LookupRule, Rule, Speculation};
-use kernels::Backend;
+use engine::speculation::{DraftModel, Drafter, Length, LookupRule, Policy, Rule, Speculation};
+use kernels::{Backend, Runner, StepLimits};
 use serde_json::{Value, json};
-
-/// Tokens drafted in a cycle where nothing else is asked for.
-const DRAFTED: usize = 4;
 
 /// A draft that was chosen and opened; nothing of it is loaded yet.
 #[derive(Debug)]
 pub(crate) struct Draft {
     name: DraftName,
     source: Source,
-    length: Length,
+    /// Tokens of every cycle; none is as many as pay.
+    fixed: Option<usize>,
     rule: Rule,
+    device: DeviceArgs,
 }
 
 /// Where its proposals come from.
@@ -46,6 +47,12 @@ struct Opened {
     vocab: VocabMap,
 }
 
+impl Opened {
+    fn over(&self, runner: Box<dyn Runner>, limits: &StepLimits) -> DraftModel {
+        DraftModel::new(runner, limits, self.vocab.clone(), self.model.spec().context_len)
+    }
+}
+
 impl Draft {
     /// The draft that `args` ask for. The demo verifier brings its own where no model is named.
     pub(crate) fn open(
@@ -55,10 +62,10 @@ impl Draft {
         device: &DeviceArgs,
     ) -> anyhow::Result<Option<Self>> {
         let Some(name) = chosen(args, model_is_named)? else { return Ok(None) };
-        let length = match args.draft_tokens {
+        let fixed = match args.draft_tokens {
             Some(DraftTokens::Off) => return Ok(None),
-            Some(DraftTokens::Fixed(tokens)) => Length::Fixed(tokens),
-            None => Length::Fixed(DRAFTED),
+            Some(DraftTokens::Fixed(tokens)) => Some(tokens),
+            Some(DraftTokens::Auto) | None => None,
         };
         let rule = match args.acceptance_rule {
             None | Some(RuleName::Coupled) => Rule::Coupled,
@@ -70,7 +77,7 @@ impl Draft {
             DraftName::Model(name) => Source::Model(Box::new(open(name, verifier, device)?)),
             DraftName::Cascade(name) => Source::Cascade(Box::new(open(name, verifier, device)?)),
         };
-        Ok(Some(Self { name, source, length, rule }))
+        Ok(Some(Self { name, source, fixed, rule, device: *device }))
     }
 
     /// What it is called.
@@ -88,9 +95,7 @@ impl Draft {
 
     /// Most tokens it proposes in a cycle.
     pub(crate) fn max_drafted(&self) -> usize {
-        match self.length {
-            Length::Fixed(tokens) => tokens,
-        }
+        self.fixed.unwrap_or(POSITIONS)
     }
 
     /// Whether the text must be the one that the verifier writes alone.
@@ -119,33 +124,38 @@ impl Draft {
         }
     }
 
-    /// Loads it for an engine of `config`.
+    /// Loads it for an engine of `config` over `verifier`, which has no request yet: its costs are
+    /// measured where the length depends on them.
     pub(crate) fn build(
         &self,
+        verifier: Subject<'_>,
         config: &EngineConfig,
         backend: &dyn Backend,
-        io: &Io<'_>,
+        io: &mut Io<'_>,
     ) -> anyhow::Result<Speculation> {
-        let load = |opened: &Opened| self.load(opened, config, backend, io);
-        let drafter = match &self.source {
-            Source::Lookup => Drafter::Lookup(LookupRule::ALONE),
-            Source::Model(opened) => Drafter::Model(load(opened)?),
-            Source::Cascade(opened) => Drafter::Cascade(LookupRule::BEFORE_A_MODEL, load(opened)?),
+        let limits = config.draft_limits();
+        let runner = self.model().map(|model| load::build(model, backend, &limits, io)).transpose();
+        let mut runner = runner.with_context(|| format!("cannot load the draft {}", self.name))?;
+        let length = match self.fixed {
+            Some(tokens) => Length::Fixed(tokens),
+            None => {
+                let draft = self.model().zip(runner.as_deref_mut());
+                let draft = draft.map(|(m, runner)| Subject { program: m.program(), runner });
+                let costs = costs::costs(verifier, draft, config, &self.device, |reason| {
+                    // Nothing is lost but the time to measure again.
+                    let _ = writeln!(io.err, "foretoken: measured costs are not kept: {reason}");
+                })?;
+                Length::Auto(Box::new(Policy::new(costs, config.max_drafted)))
+            }
         };
-        Ok(Speculation { drafter, length: self.length, rule: self.rule })
-    }
-
-    fn load(
-        &self,
-        opened: &Opened,
-        config: &EngineConfig,
-        backend: &dyn Backend,
-        io: &Io<'_>,
-    ) -> anyhow::Result<DraftModel> {
-        let (limits, context_len) = (config.draft_limits(), opened.model.spec().context_len);
-        let runner = load::build(&opened.model, backend, &limits, io)
-            .with_context(|| format!("cannot load the draft {}", self.name))?;
-        Ok(DraftModel::new(runner, &limits, opened.vocab.clone(), context_len))
+        let drafter = match (&self.source, runner) {
+            (Source::Model(opened), Some(runner)) => Drafter::Model(opened.over(runner, &limits)),
+            (Source::Cascade(opened), Some(runner)) => {
+                Drafter::Cascade(LookupRule::BEFORE_A_MODEL, opened.over(runner, &limits))
+            }
+            _ => Drafter::Lookup(LookupRule::ALONE),
+        };
+        Ok(Speculation { drafter, length, rule: self.rule })
     }
 
     /// What it achieved, for a program.
@@ -153,26 +163,30 @@ impl Draft {
         let counts = &ending.counts;
         json!({
             "draft": self.name(),
-            "draft_tokens": self.max_drafted(),
+            "draft_tokens": self.fixed.map_or_else(|| json!("auto"), |tokens| json!(tokens)),
             "rule": self.rule_name(),
             "drafted_tokens": counts.drafted_tokens,
             "accepted_tokens": counts.accepted_tokens,
             "cycles": counts.cycles,
             "acceptance": ending.acceptance(),
             "tokens_per_cycle": ending.tokens_per_cycle(),
+            "break_even_acceptance": ending.verdict.and_then(|v| v.break_even),
+            "measured_acceptance": ending.verdict.and_then(|v| v.measured),
+            "expected_speedup": ending.verdict.and_then(|v| v.expected_speedup),
         })
     }
 
     /// The same for a person.
     pub(crate) fn line(&self, ending: &Ending) -> String {
         let name = &self.name;
+        let verdict = ending.verdict.map_or(String::new(), |verdict| format!(" | {verdict}"));
         match (ending.acceptance(), ending.tokens_per_cycle()) {
             (Some(acceptance), Some(tokens)) => format!(
-                "draft {name}: {:.0} % of {} tokens accepted, {tokens:.2} tokens a cycle",
+                "draft {name}: {:.0} % of {} tokens accepted, {tokens:.2} tokens a cycle{verdict}",
                 acceptance * 1e2,
                 ending.counts.drafted_tokens,
             ),
-            _ => format!("draft {name}: nothing drafted"),
+            _ => format!("draft {name}: nothing drafted{verdict}"),
         }
     }
 }

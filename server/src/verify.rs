@@ -10,6 +10,7 @@ mod rows;
 
 use crate::Io;
 use crate::cli::{HeadName, VerifyArgs};
+use crate::costs::Subject;
 use crate::generate::{self, Ending};
 use crate::load::{self, Unexpected};
 use crate::run;
@@ -95,10 +96,10 @@ fn both_ways(
     draft: &Draft,
     requests: &[Request],
     backend: &dyn Backend,
-    io: &Io<'_>,
+    io: &mut Io<'_>,
 ) -> anyhow::Result<BothWays> {
     let rows = Rows::default();
-    let engine = |draft: Option<&Draft>| {
+    let mut engine = |draft: Option<&Draft>| {
         let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(1);
         let max_tokens = requests.iter().map(|r| r.max_tokens).max().unwrap_or(1);
         let most = draft.map_or(0, Draft::max_drafted);
@@ -117,12 +118,16 @@ fn recorded(
     config: EngineConfig,
     backend: &dyn Backend,
     rows: &Rows,
-    io: &Io<'_>,
+    io: &mut Io<'_>,
 ) -> anyhow::Result<Engine> {
-    let runner = load::build(model, backend, &config.step_limits(), io)?;
+    let mut runner = load::build(model, backend, &config.step_limits(), io)?;
+    let verifier = Subject { program: model.program(), runner: runner.as_mut() };
+    let speculation = draft.map(|d| d.build(verifier, &config, backend, io)).transpose()?;
     let engine = Engine::new(Box::new(Recorder::new(runner, config.vocab, rows)), config);
-    let Some(draft) = draft else { return Ok(engine) };
-    Ok(engine.with_speculation(draft.build(&config, backend, io)?))
+    Ok(match speculation {
+        Some(speculation) => engine.with_speculation(speculation),
+        None => engine,
+    })
 }
 
 fn outputs(
@@ -131,7 +136,7 @@ fn outputs(
     rows: &Rows,
 ) -> anyhow::Result<(Vec<Output>, Ending)> {
     let counts = SpeculationCounts::default();
-    let mut all = Ending { reason: FinishReason::Length, counts, cycle_tokens: 0 };
+    let mut all = Ending { reason: FinishReason::Length, counts, cycle_tokens: 0, verdict: None };
     let mut outputs = vec![];
     for request in requests {
         let (mut ids, mut timings) = (vec![], Timings::default());
@@ -140,7 +145,7 @@ fn outputs(
             Ok(false)
         };
         let one = generate::drive(engine, request.clone(), &mut timings, &mut take)?;
-        all.reason = one.reason;
+        (all.reason, all.verdict) = (one.reason, one.verdict);
         all.cycle_tokens += one.cycle_tokens;
         all.counts.cycles += one.counts.cycles;
         all.counts.drafted_tokens += one.counts.drafted_tokens;

@@ -14,19 +14,18 @@ use crate::speculation::{Rule, simulated};
 use kernels::program::TokenId;
 
 impl Engine {
-    /// Says how many tokens each sequence wants proposed.
-    pub(super) fn choose_lengths(&mut self) {
-        let Some(speculation) = &mut self.speculation else { return };
-        for sequence in &mut self.sequences {
-            sequence.draft.wanted = speculation.length.wanted().min(self.config.max_drafted);
-        }
-    }
-
     /// Has tokens proposed where the plan has room for them.
     pub(super) fn draft(&mut self) -> Result<(), Error> {
         let Some(speculation) = &mut self.speculation else { return Ok(()) };
         let (parts, rule) = (self.scheduler.parts_mut(), speculation.rule);
-        speculation.drafter.propose(parts, &mut self.sequences, rule)
+        let sequences = &mut self.sequences;
+        sequences.iter_mut().for_each(|s| s.draft.caught_up = s.draft.computed);
+        speculation.drafter.propose(parts, sequences, rule)?;
+        for draft in sequences.iter_mut().map(|s| &mut s.draft) {
+            // Each step of the draft computes one token at least, and proposes one.
+            draft.caught_up = (draft.computed - draft.caught_up).saturating_sub(draft.proposed);
+        }
+        Ok(())
     }
 
     /// Runs the planned parts; leaves `[r, v]` logits in `output`.
@@ -56,14 +55,18 @@ impl Engine {
             let (len, proposed) = (sequence.tokens.len(), sequence.draft.proposed);
             let decode = part.start >= sequence.prompt_len && part.start + proposed + 1 == len;
             sequence.computed = part.end - proposed;
+            let before = sequence.draft.counts.accepted_tokens;
             let chosen = if part.outputs > 0 { self.extend(part, row, events) } else { 0 };
             if decode {
                 decode_tokens += chosen;
+                let accepted = self.sequences[part.sequence].draft.counts.accepted_tokens - before;
+                self.record(part, proposed, accepted as usize, chosen);
             } else {
                 prefill_tokens += part.end - part.start;
             }
             row += part.outputs;
         }
+        self.settle(prefill_tokens);
         Progress::Worked { prefill_tokens, decode_tokens }
     }
 

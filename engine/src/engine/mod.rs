@@ -7,10 +7,12 @@
 //! A request's tokens do not depend on what else runs: not on other requests, chunk sizes or
 //! preemption, as long as the runner computes each row from its own sequence alone.
 //!
-//! Here: what a caller sees; the inside of a step is in [`cycle`]. Not here: policy
+//! Here: what a caller sees; the inside of a step is in [`cycle`], its draft
+//! lengths in [`lengths`]. Not here: policy
 //! ([`crate::scheduler`]), drafters ([`crate::speculation`]), text, threads.
 
 mod cycle;
+mod lengths;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]

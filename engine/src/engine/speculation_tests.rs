@@ -5,8 +5,11 @@ use super::scripted::{Faults, Log, ScriptedRunner, expected_logits};
 use super::*;
 use crate::request::TokenSource;
 use crate::sampler::{History, SamplingParams, candidates};
+use crate::speculation::policy::Source;
 use crate::speculation::vocab::VocabMap;
-use crate::speculation::{DraftModel, Drafter, Length, Rule, SpeculationCounts};
+use crate::speculation::{
+    Costs, Curve, DraftCosts, DraftModel, Drafter, Length, Policy, Rule, SpeculationCounts,
+};
 
 const VOCAB: usize = 3;
 
@@ -26,15 +29,19 @@ fn config(max_drafted: usize) -> EngineConfig {
 /// An engine whose draft is right `right` times of 100 and always proposes `drafted` tokens, and
 /// the steps of both runners.
 fn engine(right: u64, drafted: usize, rule: Rule) -> (Engine, Log, Log) {
+    engine_of(right, drafted, Length::Fixed(drafted), rule)
+}
+
+/// The same with another length; never more than `drafted` tokens.
+fn engine_of(right: u64, drafted: usize, length: Length, rule: Rule) -> (Engine, Log, Log) {
     let config = config(drafted);
     let limits = config.draft_limits();
     let draft = ScriptedRunner::draft(limits, VOCAB, right);
     let verifier = ScriptedRunner::new(config.step_limits(), VOCAB, Faults::default());
     let logs = (verifier.log(), draft.log());
-    let model =
-        DraftModel::new(Box::new(draft), &limits, VocabMap::same(VOCAB, VOCAB), config.context_len);
-    let speculation =
-        Speculation { drafter: Drafter::Model(model), length: Length::Fixed(drafted), rule };
+    let map = VocabMap::same(VOCAB, VOCAB);
+    let model = DraftModel::new(Box::new(draft), &limits, map, config.context_len);
+    let speculation = Speculation { drafter: Drafter::Model(model), length, rule };
     (Engine::new(Box::new(verifier), config).with_speculation(speculation), logs.0, logs.1)
 }
 
@@ -168,4 +175,43 @@ fn sampled_text_has_the_verifiers_law_under_both_rules() {
     // What is accepted by a coin has another law: the statistic can tell.
     let (simulated, _) = chi_square(Rule::Simulated(0.5), texts);
     assert!(simulated > 200.0, "{simulated}");
+}
+
+/// Steps of `draft` where the verifier's take 1 and cost little more with more rows.
+fn automatic(draft: f64) -> Length {
+    let verify = Curve::new(vec![(1, 1.0), (8, 1.1)]).unwrap();
+    let step = Curve::new(vec![(1, draft)]).unwrap();
+    let draft = Some(DraftCosts { step, prefill_token: draft / 10.0 });
+    Length::Auto(Box::new(Policy::new(Costs { verify, draft, lookup: 0.0, token: 0.0 }, 6)))
+}
+
+#[test]
+fn the_automatic_length_uses_a_draft_that_is_right() {
+    let (mut engine, verifier, _) = engine_of(100, 6, automatic(0.1), Rule::Coupled);
+    let (tokens, counts) = run(&mut engine, request(256, SamplingParams::default()));
+    assert_eq!((tokens.len(), counts.accepted_tokens), (256, counts.drafted_tokens));
+    // At best 7 tokens a step; the first lengths are shorter.
+    assert!(verifier.take().len() < 256 / 5, "{counts:?}");
+    let verdict = engine.verdict(Source::Model).unwrap();
+    assert_eq!((verdict.measured, verdict.best_length), (Some(1.0), Some(6)), "{verdict}");
+}
+
+#[test]
+fn the_automatic_length_leaves_a_draft_that_is_wrong_alone() {
+    // Of three tokens a wrong draft hits the right one now and then; that does not pay at 0.5.
+    let (mut engine, verifier, _) = engine_of(0, 6, automatic(0.5), Rule::Coupled);
+    let (_, counts) = run(&mut engine, request(256, SamplingParams::greedy()));
+    assert!(counts.drafted_tokens > 0 && counts.drafted_tokens < 16, "{counts:?}");
+    assert!(verifier.take().len() > 245);
+    let verdict = engine.verdict(Source::Model).unwrap();
+    let measured = counts.accepted_tokens as f64 / counts.drafted_tokens as f64;
+    assert!(verdict.measured.unwrap() >= measured, "those behind a rejected one do not count");
+    assert!((verdict.break_even.unwrap() - 0.51).abs() < 0.02, "{verdict}");
+}
+
+#[test]
+fn a_draft_that_cannot_pay_does_not_even_follow_the_prompt() {
+    let (mut engine, _, draft) = engine_of(100, 6, automatic(3.0), Rule::Coupled);
+    let (_, counts) = run(&mut engine, request(100, SamplingParams::default()));
+    assert_eq!((counts, draft.take().len()), (SpeculationCounts::default(), 0));
 }

@@ -6,7 +6,10 @@ use crate::request::TokenSource;
 use crate::sampler::{SamplingParams, sample};
 use crate::scheduler::WAITED_MAX;
 use crate::speculation::vocab::VocabMap;
-use crate::speculation::{DraftModel, Drafter, Length, LookupRule, Rule, SpeculationCounts};
+use crate::speculation::{
+    Costs, Curve, DraftCosts, DraftModel, Drafter, Length, LookupRule, Policy, Rule,
+    SpeculationCounts,
+};
 use kernels::program::TokenId;
 use std::collections::BTreeMap;
 use testkit::Rng;
@@ -62,7 +65,22 @@ fn random_speculation(rng: &mut Rng, config: &EngineConfig) -> Speculation {
         _ => Drafter::Model(model),
     };
     let rule = if rng.below(3) == 0 { Rule::Rejection } else { Rule::Coupled };
-    Speculation { drafter, length: Length::Fixed(rng.below(7)), rule }
+    let length = if rng.below(2) == 0 {
+        Length::Fixed(rng.below(7))
+    } else {
+        Length::Auto(Box::new(Policy::new(random_costs(rng), rng.below(20))))
+    };
+    Speculation { drafter, length, rule }
+}
+
+/// Costs of which some make drafting free, some make it absurd.
+fn random_costs(rng: &mut Rng) -> Costs {
+    let mut seconds = || 10f64.powi(-(rng.below(6) as i32)) * (1 + rng.below(9)) as f64;
+    let step = Curve::new(vec![(1, seconds()), (3, seconds())]).unwrap();
+    let draft = DraftCosts { step, prefill_token: seconds() };
+    let verify = [1, 2, 5].map(|rows| (rows, seconds())).to_vec();
+    let (verify, lookup, token) = (Curve::new(verify).unwrap(), seconds(), seconds());
+    Costs { verify, draft: Some(draft), lookup, token }
 }
 
 /// How a request ended.

@@ -71,6 +71,11 @@ impl DraftModel {
         self.runner.as_mut()
     }
 
+    /// Whether its context holds `len` tokens.
+    pub(crate) fn reaches(&self, len: usize) -> bool {
+        len <= self.context_len
+    }
+
     /// Follows the sequences of `parts` that want drafts, and proposes tokens where a part has
     /// room for them and nobody has proposed any.
     ///

@@ -4,6 +4,7 @@
 //! Output: tokens at the sequences' ends, and parts cut to what was proposed. A drafter may
 //! propose fewer tokens than there is room for, or none; it can never change the text.
 
+use super::policy::Source;
 use super::{DraftModel, Rule};
 use crate::Error;
 use crate::sampler::Law;
@@ -41,6 +42,28 @@ impl Drafter {
         match self {
             Self::Lookup(_) => None,
             Self::Model(model) | Self::Cascade(_, model) => Some(model),
+        }
+    }
+
+    /// Notes who would propose the next tokens of a sequence that has none proposed.
+    pub(crate) fn foresee(&self, sequence: &mut Sequence) {
+        let (Self::Lookup(least) | Self::Cascade(least, _)) = self else { return };
+        let Sequence { tokens, draft, .. } = sequence;
+        draft.lookup.extend(&tokens[draft.lookup.len()..]);
+        draft.source = match draft.lookup.matched() {
+            matched if matched >= least.least_match => Source::Lookup { matched },
+            _ => Source::Model,
+        };
+    }
+
+    /// Whether the one who was foreseen can propose a token after the sequence's.
+    pub(crate) fn reaches(&self, sequence: &Sequence) -> bool {
+        match (self, sequence.draft.source) {
+            (_, Source::Lookup { .. }) => true,
+            (Self::Lookup(_), Source::Model) => false,
+            (Self::Model(model) | Self::Cascade(_, model), Source::Model) => {
+                model.reaches(sequence.tokens.len())
+            }
         }
     }
 

@@ -11,6 +11,7 @@
 pub mod draft_model;
 pub mod drafter;
 pub mod lookup;
+pub mod policy;
 pub mod rank;
 pub mod rejection;
 pub mod self_draft;
@@ -18,10 +19,12 @@ pub mod vocab;
 
 pub use draft_model::DraftModel;
 pub use drafter::{Drafter, LookupRule};
+pub use policy::{Costs, Curve, DraftCosts, Policy};
 
 use crate::sampler::Law;
 use crate::sampler::noise::{NoiseKey, Stream};
 use lookup::Lookup;
+use policy::{Acceptance, Source};
 
 /// How an engine guesses ahead.
 #[derive(Debug)]
@@ -35,20 +38,13 @@ pub struct Speculation {
 }
 
 /// How many tokens a sequence wants proposed in a cycle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Length {
     /// Always the same number; fewer where the drafter, the token budget or the end of the
     /// sequence leaves room for fewer.
     Fixed(usize),
-}
-
-impl Length {
-    /// Tokens that a sequence wants in the next cycle.
-    pub(crate) fn wanted(&self) -> usize {
-        match *self {
-            Self::Fixed(tokens) => tokens,
-        }
-    }
+    /// As many as pay by measured costs and acceptance, which may be none.
+    Auto(Box<Policy>),
 }
 
 /// When a proposed token is accepted.
@@ -97,4 +93,12 @@ pub struct DraftState {
     pub lookup: Lookup,
     /// What it did so far.
     pub counts: SpeculationCounts,
+    /// Who proposes its next tokens.
+    pub source: Source,
+    /// Which of its proposed tokens were accepted, for [`Length::Auto`].
+    pub acceptance: Acceptance,
+    /// Tokens that the draft model computed in this step beyond one for each it proposed.
+    pub caught_up: usize,
+    /// Whether [`Length::Auto`] has taken it in.
+    pub known: bool,
 }

@@ -235,7 +235,11 @@ fn some_rows<S: Simd, C: Codes<S>, const L: usize, const T: usize>(
     y: &mut Sums,
 ) {
     let w = job.weight;
-    y[..T].iter_mut().for_each(|y| y[..rows.len()].fill([0.0; LANES]));
+    for t in 0..T {
+        for y in &mut y[t][..rows.len()] {
+            *y = [0.0; LANES];
+        }
+    }
     let mut start = 0;
     while start < w.blocks.count {
         let end = w.blocks.count.min(start + w.panel);

@@ -21,7 +21,11 @@ pub(crate) fn put(
     let at = first - tiles.start * LANES;
     for (m, lanes) in y.iter().enumerate() {
         let out = &mut out.row(row + m)[at..at + columns];
-        out.copy_from_slice(&lanes[..columns]);
+        match out.first_chunk_mut::<LANES>() {
+            // Of known length, so that it is no call.
+            Some(out) => *out = *lanes,
+            None => out.copy_from_slice(&lanes[..columns]),
+        }
         if let Some(bias) = bias {
             for (y, b) in out.iter_mut().zip(&bias[first..first + columns]) {
                 *y += b;

@@ -8,7 +8,7 @@
 //! here: linears alone ([`kernels`]), speed beside other programs.
 
 mod kernels;
-mod machine;
+pub(crate) mod machine;
 mod output;
 mod rows;
 mod session;

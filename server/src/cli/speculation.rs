@@ -14,8 +14,9 @@ pub struct SpeculationArgs {
     /// stays the same
     #[arg(long, value_name = "DRAFT", value_parser = draft)]
     pub draft: Option<DraftName>,
-    /// Tokens to propose in a cycle, 1 to 64, or off; default: 4
-    #[arg(long, value_name = "N", value_parser = draft_tokens)]
+    /// Tokens to propose in a cycle: auto (as many as pay by the measured costs and acceptance, or
+    /// none), a number in 1..=64, or off; default: auto
+    #[arg(long, value_name = "auto|N|off", value_parser = draft_tokens)]
     pub draft_tokens: Option<DraftTokens>,
     /// When a proposed token is accepted; default: coupled
     #[arg(long, value_enum)]
@@ -78,6 +79,8 @@ pub enum DraftTokens {
     Off,
     /// So many in each cycle.
     Fixed(usize),
+    /// As many as pay.
+    Auto,
 }
 
 /// Rules of acceptance.
@@ -117,11 +120,13 @@ fn draft(text: &str) -> Result<DraftName, String> {
 }
 
 fn draft_tokens(text: &str) -> Result<DraftTokens, String> {
-    if text.trim() == "off" {
-        return Ok(DraftTokens::Off);
+    match text.trim() {
+        "off" => return Ok(DraftTokens::Off),
+        "auto" => return Ok(DraftTokens::Auto),
+        _ => {}
     }
     let tokens = text.trim().parse().ok().filter(|n| (1..=MOST_DRAFTED).contains(n));
-    let refused = || format!("expected a number in 1..={MOST_DRAFTED}, or off");
+    let refused = || format!("expected auto, a number in 1..={MOST_DRAFTED}, or off");
     tokens.map(DraftTokens::Fixed).ok_or_else(refused)
 }
 
@@ -146,6 +151,7 @@ mod tests {
     #[test]
     fn lengths_are_numbers_in_range_or_off() {
         assert_eq!(draft_tokens("off"), Ok(DraftTokens::Off));
+        assert_eq!(draft_tokens("auto"), Ok(DraftTokens::Auto));
         assert_eq!(draft_tokens("64"), Ok(DraftTokens::Fixed(64)));
         for wrong in ["0", "65", "-1", "four"] {
             assert!(draft_tokens(wrong).is_err_and(|e| e.contains("1..=64")), "{wrong}");

@@ -1,0 +1,312 @@
+//! How many tokens to draft in a cycle, from measured costs and measured acceptance; 0 is a choice.
+//!
+//! The rule: draft the tokens that give the most expected tokens per expected time. Tokens are
+//! added one by one, the likeliest first over all sequences, which for one sequence is the marginal
+//! rule ("one more while its chance per its own cost is above the tokens per time so far") except
+//! that a bump in the verifier's cost does not stop the search. [`Account`] bounds what being wrong
+//! may cost, and says when to probe again while nothing pays.
+//!
+//! Input: [`Costs`] from whoever owns a clock, prospects and outcomes from [`crate::engine`]. Not
+//! here: a clock, tokens, who proposes them.
+
+mod acceptance;
+mod account;
+mod costs;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
+pub use acceptance::{Acceptance, POSITIONS, Source};
+pub use costs::{Costs, Curve, DraftCosts};
+pub use verdict::Verdict;
+
+use acceptance::SOURCES;
+use account::Account;
+
+/// How much faster than plain decoding a cycle must promise to be: what is expected to gain less
+/// is not worth being wrong.
+const MARGIN: f64 = 0.02;
+/// Cycles over which catching up should pay for itself.
+const CATCH_UP_CYCLES: f64 = 64.0;
+/// Tokens of a sequence over which following its prompt should pay for itself.
+const FOLLOW_TOKENS: usize = 256;
+
+/// Chooses draft lengths.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    costs: Costs,
+    longest: usize,
+    /// Of all sequences.
+    acceptance: Acceptance,
+    /// Tokens of each source that were judged and accepted since the engine began.
+    judged: [(u64, u64); SOURCES],
+    account: Account,
+    candidates: Vec<Candidate>,
+    /// Candidates in the order in which tokens were added.
+    order: Vec<usize>,
+    /// What the step that runs now has done.
+    done: Load,
+    tokens: usize,
+}
+
+/// A sequence that decodes, before a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Prospect<'a> {
+    /// Who would propose.
+    pub source: Source,
+    /// The sequence's own counts.
+    pub acceptance: &'a Acceptance,
+    /// Most tokens that may be proposed.
+    pub most: usize,
+    /// Tokens that a draft model must compute before it can propose the first one.
+    pub lag: usize,
+    /// Most tokens that the sequence may still generate.
+    pub left: usize,
+}
+
+/// What became of a sequence that decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// Who proposed.
+    pub source: Source,
+    /// Tokens proposed.
+    pub drafted: usize,
+    /// The first of these, that were judged: all accepted ones and the rejected one.
+    pub judged: usize,
+    /// The first of these, that were accepted.
+    pub accepted: usize,
+    /// Tokens generated.
+    pub tokens: usize,
+    /// Tokens that the draft model computed beyond one for each that it proposed.
+    pub caught_up: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Candidate {
+    chances: [f64; POSITIONS],
+    model: bool,
+    most: usize,
+    lag: usize,
+    /// Cycles that share the price of catching up.
+    cycles: f64,
+    length: usize,
+}
+
+/// The work of a step.
+#[derive(Debug, Clone, Copy, Default)]
+struct Load {
+    sequences: usize,
+    /// Rows of other sequences, which prefill.
+    other: usize,
+    drafted: usize,
+    /// Sequences for which the draft model proposes a first token, a second, and so on.
+    drafting: [usize; POSITIONS],
+    lookups: usize,
+    caught_up: usize,
+}
+
+impl Load {
+    fn draft(&mut self, model: bool, tokens: usize) {
+        self.drafted += tokens;
+        if model {
+            self.drafting.iter_mut().take(tokens).for_each(|n| *n += 1);
+        } else {
+            self.lookups += usize::from(tokens > 0);
+        }
+    }
+
+    /// The same with a draft for `candidate`.
+    fn with(mut self, candidate: &Candidate, tokens: usize) -> Self {
+        self.draft(candidate.model, tokens);
+        self.caught_up += candidate.lag;
+        self
+    }
+
+    /// Seconds, without prefill: the step of one row for each sequence, and what is added to it.
+    fn seconds(&self, costs: &Costs) -> f64 {
+        let plain = self.other + self.sequences;
+        let added = costs.verify.seconds(plain + self.drafted) - costs.verify.seconds(plain);
+        let drafts = costs.draft.as_ref().map_or(0.0, |draft| {
+            let steps = self.drafting.iter().take_while(|&&n| n > 0);
+            let steps: f64 = steps.map(|&n| draft.step.seconds(n)).sum();
+            steps + draft.prefill_token * self.caught_up as f64
+        });
+        costs.verify.seconds(self.sequences) + added + drafts + costs.lookup * self.lookups as f64
+    }
+
+    /// Seconds of a token without drafts.
+    fn plain_token(&self, costs: &Costs) -> f64 {
+        costs.verify.seconds(self.sequences) / self.sequences.max(1) as f64
+    }
+}
+
+impl Policy {
+    /// A policy that drafts at most `longest` tokens, and at most [`POSITIONS`].
+    pub fn new(costs: Costs, longest: usize) -> Self {
+        Self {
+            costs,
+            longest: longest.min(POSITIONS),
+            acceptance: Acceptance::default(),
+            judged: [(0, 0); SOURCES],
+            account: Account::default(),
+            candidates: Vec::new(),
+            order: Vec::new(),
+            done: Load::default(),
+            tokens: 0,
+        }
+    }
+
+    /// What drafts of `source` are worth, for one sequence.
+    pub fn verdict(&self, source: Source) -> Verdict {
+        let (judged, accepted) = self.judged[source.index()];
+        let measured = (judged > 0).then(|| accepted as f64 / judged as f64);
+        Verdict::new(&self.costs, source, self.longest, measured)
+    }
+
+    /// Takes in a sequence that may generate `tokens` tokens.
+    pub(crate) fn open(&mut self, tokens: usize) {
+        self.account.open(tokens);
+        self.acceptance.fade();
+    }
+
+    /// Whether a draft model should compute the `prospect.lag` tokens of a sequence's prompt beside
+    /// the verifier, so that it can propose when the prompt is done.
+    ///
+    /// That is part of the prompt's time and not in the account, which is about generated tokens.
+    pub(crate) fn follows(&self, prospect: &Prospect<'_>) -> bool {
+        let Some(draft) = &self.costs.draft else { return false };
+        let candidate = self.candidate(prospect);
+        let (alone, mut tokens) = (Load { sequences: 1, ..Load::default() }, 1.0);
+        let plain = alone.seconds(&self.costs);
+        let mut least = plain;
+        for (i, chance) in candidate.chances[..candidate.most].iter().enumerate() {
+            let mut load = alone;
+            load.draft(candidate.model, i + 1);
+            tokens += chance;
+            least = least.min(load.seconds(&self.costs) / tokens);
+        }
+        let saved = (plain - least) * prospect.left.min(FOLLOW_TOKENS) as f64;
+        saved > draft.prefill_token * prospect.lag as f64
+    }
+
+    /// Begins a step: no prospects yet.
+    pub(crate) fn begin(&mut self) {
+        self.candidates.clear();
+    }
+
+    /// Adds a sequence that decodes in the step.
+    pub(crate) fn add(&mut self, prospect: &Prospect<'_>) {
+        let candidate = self.candidate(prospect);
+        self.candidates.push(candidate);
+    }
+
+    fn candidate(&self, prospect: &Prospect<'_>) -> Candidate {
+        let model = prospect.source == Source::Model;
+        Candidate {
+            chances: prospect.acceptance.chances(&self.acceptance, prospect.source),
+            model,
+            most: prospect.most.min(self.longest),
+            lag: if model { prospect.lag } else { 0 },
+            cycles: CATCH_UP_CYCLES.min(prospect.left as f64 / 2.0).max(1.0),
+            length: 0,
+        }
+    }
+
+    /// Chooses how many tokens to draft for each sequence added, in their order, in a step that
+    /// also computes `other` rows of prompts.
+    pub(crate) fn choose(&mut self, other: usize) -> impl Iterator<Item = usize> {
+        self.draft_the_best(other);
+        if self.candidates.iter().all(|c| c.length == 0) {
+            self.probe(other);
+        }
+        self.candidates.iter().map(|c| c.length)
+    }
+
+    /// Adds tokens by their chances, and keeps as many as give the best rate that is allowed.
+    fn draft_the_best(&mut self, other: usize) {
+        let sequences = self.candidates.len();
+        let mut load = Load { sequences, other, ..Load::default() };
+        let plain_token = load.plain_token(&self.costs);
+        let (mut tokens, mut catch_up) = (sequences as f64, 0.0);
+        let (mut best_rate, mut best) = ((1.0 + MARGIN) / plain_token, 0);
+        self.order.clear();
+        while let Some(i) = self.likeliest() {
+            let candidate = &mut self.candidates[i];
+            if candidate.length == 0 {
+                // The account bears all of it now, the rate only this cycle's share.
+                load.caught_up += candidate.lag;
+                let price = self.costs.draft.as_ref().map_or(0.0, |d| d.prefill_token);
+                catch_up += price * candidate.lag as f64 * (1.0 - 1.0 / candidate.cycles);
+            }
+            load.drafted += 1;
+            if candidate.model {
+                load.drafting[candidate.length] += 1;
+            } else {
+                load.lookups += usize::from(candidate.length == 0);
+            }
+            tokens += candidate.chances[candidate.length];
+            candidate.length += 1;
+            self.order.push(i);
+            let seconds = load.seconds(&self.costs);
+            let rate = tokens / (seconds - catch_up);
+            if rate > best_rate && self.account.allows(seconds / plain_token, sequences) {
+                (best_rate, best) = (rate, self.order.len());
+            }
+        }
+        for &i in &self.order[best..] {
+            self.candidates[i].length -= 1;
+        }
+    }
+
+    /// The candidate whose next token is the likeliest to count; none if all are full.
+    fn likeliest(&self) -> Option<usize> {
+        let open = self.candidates.iter().enumerate().filter(|(_, c)| c.length < c.most);
+        let chance = |c: &Candidate| c.chances[c.length];
+        open.max_by(|a, b| chance(a.1).total_cmp(&chance(b.1)).then(b.0.cmp(&a.0))).map(|(i, _)| i)
+    }
+
+    /// Drafts one token for one sequence if it is time to look whether that pays by now.
+    fn probe(&mut self, other: usize) {
+        let sequences = self.candidates.len();
+        let plain = Load { sequences, other, ..Load::default() };
+        let plain_token = plain.plain_token(&self.costs);
+        let mut best = None;
+        for (i, candidate) in self.candidates.iter().enumerate().filter(|(_, c)| c.most > 0) {
+            let time = plain.with(candidate, 1).seconds(&self.costs) / plain_token;
+            let worth = candidate.chances[0] - time;
+            if best.is_none_or(|(_, _, most)| worth > most) {
+                best = Some((i, time, worth));
+            }
+        }
+        let Some((i, time, _)) = best else { return };
+        let price = time - sequences as f64;
+        if self.account.probe_is_due(price) && self.account.allows(time, sequences) {
+            self.candidates[i].length = 1;
+        }
+    }
+
+    /// Books what became of a sequence that decoded in the step.
+    pub(crate) fn record(&mut self, own: &mut Acceptance, outcome: &Outcome) {
+        let Outcome { source, drafted, judged, accepted, tokens, caught_up } = *outcome;
+        self.done.sequences += 1;
+        self.done.draft(source == Source::Model, drafted);
+        self.done.caught_up += caught_up;
+        self.tokens += tokens;
+        if judged > 0 {
+            let sum = &mut self.judged[source.index()];
+            *sum = (sum.0 + judged as u64, sum.1 + accepted as u64);
+            own.book(&mut self.acceptance, source, judged, accepted);
+        }
+    }
+
+    /// Ends a step that also computed `other` rows of prompts.
+    pub(crate) fn settle(&mut self, other: usize) {
+        let done = Load { other, ..std::mem::take(&mut self.done) };
+        let tokens = std::mem::take(&mut self.tokens);
+        if done.sequences == 0 {
+            return;
+        }
+        let time = done.seconds(&self.costs) / done.plain_token(&self.costs);
+        self.account.book(time, tokens, done.drafted + done.caught_up > 0);
+    }
+}

@@ -1,0 +1,230 @@
+//! The policy against simulated drafters: never much slower than plain decoding, and close to the
+//! best fixed length where there is one.
+
+use super::*;
+use testkit::Rng;
+
+/// Measured times of some pair, in the verifier's steps of one row.
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    name: &'static str,
+    /// T(1), T(2), T(4), T(8).
+    verify: [f64; 4],
+    /// A draft step.
+    draft: f64,
+}
+
+const FLAT: [f64; 4] = [1.0, 1.02, 1.05, 1.1];
+const AVX2: [f64; 4] = [1.0, 1.21, 1.62, 3.1];
+/// Longest draft.
+const LONGEST: usize = 7;
+/// A draft model's prefill against its step; as bound by computing as it gets.
+const PREFILL: f64 = 0.2;
+
+impl Pair {
+    fn all() -> Vec<Self> {
+        let verifiers = [("flat", FLAT), ("avx2", AVX2)];
+        let with = |draft| verifiers.map(|(name, verify)| Self { name, verify, draft });
+        [0.02, 0.2, 0.5].into_iter().flat_map(with).collect()
+    }
+
+    fn costs(&self) -> Costs {
+        let points = [1, 2, 4, 8].into_iter().zip(self.verify).collect();
+        let step = Curve::new(vec![(1, self.draft)]).unwrap();
+        let draft = DraftCosts { step, prefill_token: PREFILL * self.draft };
+        Costs { verify: Curve::new(points).unwrap(), draft: Some(draft), lookup: 0.0, token: 0.0 }
+    }
+
+    /// The time of a cycle, without the policy's own arithmetic.
+    fn time(&self, drafted: usize, caught_up: usize) -> f64 {
+        let [one, two, four, eight] = self.verify;
+        let verify = match 1 + drafted {
+            1 => one,
+            rows @ 2..=4 => two + (rows - 2) as f64 * (four - two) / 2.0,
+            rows => four + (rows - 4) as f64 * (eight - four) / 4.0,
+        };
+        verify + self.draft * drafted as f64 + PREFILL * self.draft * caught_up as f64
+    }
+}
+
+/// What a text and a drafter do.
+#[derive(Debug, Clone, Copy)]
+enum Process {
+    Constant(f64),
+    /// One acceptance, then the other, each for so many tokens.
+    Switching(f64, f64, usize),
+    /// A new acceptance every few tokens.
+    Random,
+    /// Accepts whatever is drafted until it is drafted more than so many tokens.
+    Adversary(usize),
+    /// Accepts everything until so many tokens, then nothing.
+    Betrayal(usize),
+    /// Accepts every so many-th draft alone.
+    Teasing(usize),
+}
+
+struct World {
+    process: Process,
+    rng: Rng,
+    acceptance: f64,
+    cycles: usize,
+}
+
+impl World {
+    fn new(process: Process, seed: u64) -> Self {
+        Self { process, rng: Rng::new(seed), acceptance: 0.5, cycles: 0 }
+    }
+
+    fn unit(&mut self) -> f64 {
+        (self.rng.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// How many of `drafted` tokens are accepted after `position` tokens.
+    fn accepted(&mut self, position: usize, drafted: usize) -> usize {
+        self.cycles += usize::from(drafted > 0);
+        let chance = match self.process {
+            Process::Constant(chance) => chance,
+            Process::Switching(first, second, period) => {
+                if position / period % 2 == 0 {
+                    first
+                } else {
+                    second
+                }
+            }
+            Process::Random => {
+                if self.unit() < 0.05 {
+                    self.acceptance = self.unit();
+                }
+                self.acceptance
+            }
+            Process::Adversary(most) => f64::from(u8::from(drafted <= most)),
+            Process::Betrayal(end) => f64::from(u8::from(position < end)),
+            Process::Teasing(period) => f64::from(u8::from(self.cycles % period == 0)),
+        };
+        (0..drafted).take_while(|_| self.unit() < chance).count()
+    }
+}
+
+/// How long `tokens` tokens take at a fixed length.
+fn fixed(pair: &Pair, process: Process, length: usize, tokens: usize, seed: u64) -> f64 {
+    let mut world = World::new(process, seed);
+    let (mut time, mut done) = (0.0, 0);
+    while done < tokens {
+        let drafted = length.min(tokens - done - 1);
+        done += 1 + world.accepted(done, drafted);
+        time += pair.time(drafted, 0);
+    }
+    time
+}
+
+/// The same with the policy, for a sequence after a prompt of `prompt` tokens.
+fn automatic(
+    policy: &mut Policy,
+    pair: &Pair,
+    process: Process,
+    prompt: usize,
+    tokens: usize,
+    seed: u64,
+) -> f64 {
+    let mut world = World::new(process, seed);
+    let mut own = Acceptance::default();
+    let source = Source::Model;
+    policy.open(tokens);
+    let follows = policy.follows(&Prospect {
+        source,
+        acceptance: &own,
+        most: LONGEST,
+        lag: prompt,
+        left: tokens,
+    });
+    let mut lag = if follows { 0 } else { prompt };
+    let (mut time, mut done) = (0.0, 0);
+    while done < tokens {
+        let (left, most) = (tokens - done, LONGEST.min(tokens - done - 1));
+        policy.begin();
+        policy.add(&Prospect { source, acceptance: &own, most, lag, left });
+        let drafted = policy.choose(0).next().unwrap();
+        assert!(drafted <= most);
+        let accepted = world.accepted(done, drafted);
+        let caught_up = if drafted > 0 { std::mem::take(&mut lag) } else { 0 };
+        let outcome = Outcome {
+            source,
+            drafted,
+            judged: drafted.min(accepted + 1),
+            accepted,
+            tokens: accepted + 1,
+            caught_up,
+        };
+        policy.record(&mut own, &outcome);
+        policy.settle(0);
+        lag += if drafted == 0 { 1 } else { usize::from(accepted == drafted) };
+        done += 1 + accepted;
+        time += pair.time(drafted, caught_up);
+    }
+    time
+}
+
+fn fresh(pair: &Pair) -> Policy {
+    Policy::new(pair.costs(), LONGEST)
+}
+
+fn processes() -> Vec<Process> {
+    let constant = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95].map(Process::Constant);
+    let mut all = constant.to_vec();
+    for period in [3, 10, 50, 200] {
+        all.push(Process::Switching(0.95, 0.0, period));
+        all.push(Process::Switching(0.0, 0.95, period));
+        all.push(Process::Switching(0.8, 0.2, period));
+    }
+    all.extend([Process::Random, Process::Betrayal(40), Process::Betrayal(200)]);
+    all.extend((0..LONGEST).map(Process::Adversary));
+    all.extend([2, 3, 4, 6].map(Process::Teasing));
+    all
+}
+
+#[test]
+fn never_slower_than_plain_decoding_by_more_than_two_in_a_hundred() {
+    let mut worst = (f64::MAX, String::new());
+    for pair in Pair::all() {
+        for process in processes() {
+            for (seed, tokens) in (0..30).zip([256, 300, 1000].into_iter().cycle()) {
+                let prompt = [0, 64][seed as usize % 2];
+                let time = automatic(&mut fresh(&pair), &pair, process, prompt, tokens, seed);
+                let speedup = tokens as f64 / time;
+                if speedup < worst.0 {
+                    worst = (speedup, format!("{pair:?} {process:?}, {tokens} tokens"));
+                }
+            }
+        }
+    }
+    println!("least speed against plain decoding: {worst:?}");
+    assert!(worst.0 >= 0.98, "{worst:?}");
+}
+
+#[test]
+fn close_to_the_best_fixed_length_where_acceptance_stays() {
+    const SEEDS: u64 = 40;
+    let mut worst = (f64::MAX, String::new());
+    for pair in Pair::all() {
+        for acceptance in [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95] {
+            let process = Process::Constant(acceptance);
+            let mean = |time: &dyn Fn(u64) -> f64| (0..SEEDS).map(time).sum::<f64>() / SEEDS as f64;
+            let at = |length| mean(&|seed| fixed(&pair, process, length, 1000, seed));
+            let (best, length) =
+                (0..=LONGEST).map(|n| (at(n), n)).min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+            let time = mean(&|seed| automatic(&mut fresh(&pair), &pair, process, 64, 1000, seed));
+            let share = best / time;
+            println!(
+                "{} {}: {acceptance}: {share:.3} of {:.2}x at length {length}",
+                pair.name,
+                pair.draft,
+                1000.0 / best
+            );
+            if share < worst.0 {
+                worst = (share, format!("{pair:?} {process:?}"));
+            }
+        }
+    }
+    println!("least share of the best fixed length's speed: {worst:?}");
+    assert!(worst.0 >= 0.93, "{worst:?}");
+}
