@@ -80,6 +80,11 @@ impl Draft {
         Ok(Some(Self { name, source, fixed, rule, device: *device }))
     }
 
+    /// Makes it propose so many tokens in every cycle.
+    pub(crate) fn fix(&mut self, tokens: usize) {
+        self.fixed = Some(tokens);
+    }
+
     /// What it is called.
     pub(crate) fn name(&self) -> String {
         self.name.to_string()

@@ -28,13 +28,20 @@ use rows::{Recorder, Row, Rows};
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// Tokens drafted in a cycle where the caller leaves it open.
+const DRAFTED: usize = 4;
+
 /// Runs the command.
 pub(crate) fn run(args: &VerifyArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let head = load::head(args.device.head.unwrap_or(HeadName::Auto), args.device.device);
     let model = load::open(args.model.as_deref().unwrap_or("demo"), head)?;
     let named = args.model.is_some();
-    let draft = Draft::open(&args.speculation, &model, named, &args.device)?
+    let mut draft = Draft::open(&args.speculation, &model, named, &args.device)?
         .context("verify compares with a draft: name one by --draft")?;
+    if args.speculation.draft_tokens.is_none() {
+        // Whether it pays is not the question here.
+        draft.fix(DRAFTED);
+    }
     if !draft.keeps_the_text(&run::sampling(&args.sampling)) {
         bail!(
             "this --acceptance-rule does not promise the same text at this temperature: verify with coupled, or at temperature 0"

@@ -79,7 +79,8 @@ impl Runner for FaultyRunner {
 
 /// Verifies the demo pair on `backend`: the object and the text that are printed.
 fn verified(backend: &dyn Backend) -> (Value, String) {
-    let words = ["foretoken", "verify", "--ids", "0,301,12", "--max-tokens", "24"];
+    let words = ["verify", "--ids", "0,301,12", "--max-tokens", "24", "--draft-tokens", "4"];
+    let words = std::iter::once("foretoken").chain(words);
     let Command::Verify(args) = Cli::try_parse_from(words).unwrap().command else {
         panic!("these are arguments of verify")
     };
@@ -95,7 +96,7 @@ fn verified(backend: &dyn Backend) -> (Value, String) {
         err_is_terminal: false,
         input_is_terminal: true,
     };
-    let both = both_ways(&model, &draft, &requests, backend, &io).unwrap();
+    let both = both_ways(&model, &draft, &requests, backend, &mut io).unwrap();
     let mut certificate = args;
     for json in [true, false] {
         certificate.json = json;

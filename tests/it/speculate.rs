@@ -338,7 +338,8 @@ fn colours_tell_how_tokens_came_about_and_change_no_text() {
         input_is_terminal: true,
     };
     let words = ["foretoken", "run", "fn main() {", "--ignore-eos", "--max-tokens", "40"];
-    let words = words.iter().chain(&["--show-draft"]).map(std::ffi::OsString::from);
+    let words =
+        words.iter().chain(&["--show-draft", "--draft-tokens", "4"]).map(std::ffi::OsString::from);
     assert_eq!(server::main_with(words, &mut io), 0);
     let coloured = String::from_utf8(out).expect("utf-8");
     let mut bare = coloured.clone();

@@ -182,8 +182,12 @@ fn verdict(object: &Value) -> String {
     let same = &object["tokens_from_identical_logits"];
     let divergence = &object["divergence"];
     if !divergence.is_object() {
+        let little = match object["speculation"]["drafted_tokens"].as_u64() {
+            Some(0) => "; nothing was drafted, so this says little",
+            _ => "",
+        };
         return format!(
-            "identical: {tokens} tokens of {prompts} prompts are the same with and without the draft, {same} of them from logits that are the same bits"
+            "identical: {tokens} tokens of {prompts} prompts are the same with and without the draft, {same} of them from logits that are the same bits{little}"
         );
     }
     let before = &divergence["generated_tokens_before"];
