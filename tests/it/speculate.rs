@@ -11,6 +11,7 @@ use engine::kv::BLOCK_LEN;
 use engine::model::{Head, Model};
 use engine::request::{Event, FinishReason, Request, RequestId};
 use engine::sampler::SamplingParams;
+use engine::speculation::vocab::VocabMap;
 use engine::speculation::{DraftModel, Drafter, Length, Rule, Speculation, SpeculationCounts};
 use engine::synthetic::{Formats, SyntheticModel};
 use kernels::cpu::{CpuBackend, CpuOptions};
@@ -66,7 +67,8 @@ fn outputs(
     if let Some(draft) = draft {
         let limits = config.draft_limits();
         let runner = build(draft.program, draft.weights, &limits);
-        let model = DraftModel::new(runner, &limits, spec.vocab, draft.context_len);
+        let vocab = VocabMap::same(spec.vocab, spec.vocab);
+        let model = DraftModel::new(runner, &limits, vocab, draft.context_len);
         engine = engine.with_speculation(Speculation {
             drafter: Drafter::Model(model),
             length: Length::Fixed(draft.length),
@@ -350,6 +352,23 @@ fn colours_tell_how_tokens_came_about_and_change_no_text() {
 }
 
 #[test]
+fn drafts_of_all_kinds_are_certified() {
+    let drafts = ["lookup", "demo-draft,lookup", "self:layers=3", "self:layers=2,lookup"];
+    for draft in drafts {
+        for temperature in ["0", "0.9"] {
+            let words = ["verify", "--draft", draft, "--temperature", temperature, "--json"];
+            let printed = foretoken(&words);
+            assert_eq!(printed.code, 0, "{draft}: {}{}", printed.out, printed.err);
+            let object: Value = serde_json::from_str(&printed.out).expect("an object");
+            let speculation = &object["speculation"];
+            assert_eq!(speculation["draft"], draft);
+            assert!(speculation["accepted_tokens"].as_u64() > Some(0), "{speculation}");
+            assert_eq!(object["tokens"], object["tokens_from_identical_logits"], "{draft}");
+        }
+    }
+}
+
+#[test]
 fn verify_certifies_prompts_of_all_kinds() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("prompts.jsonl");
@@ -378,7 +397,8 @@ fn verify_certifies_prompts_of_all_kinds() {
 fn drafts_that_make_no_sense_get_one_sentence() {
     let other = testkit::golden("decoders/qwen2");
     let other = other.to_str().expect("utf-8");
-    assert_refused(&foretoken(&["run", "x", "--draft", other]), &["vocabulary", "320", "4096"]);
+    assert_refused(&foretoken(&["run", "x", "--draft", other]), &["vocabulary", "4096"]);
+    assert_refused(&foretoken(&["run", "x", "--draft", "self:layers=7"]), &["layers", "7"]);
     assert_refused(&foretoken(&["run", "x", "--draft", "./nowhere"]), &["draft", "./nowhere"]);
     assert_refused(&foretoken(&["run", "demo", "x", "--draft-tokens", "2"]), &["--draft"]);
     assert_refused(&foretoken(&["run", "demo", "x", "--compare"]), &["--compare", "--draft"]);
@@ -389,5 +409,7 @@ fn drafts_that_make_no_sense_get_one_sentence() {
     assert_refused(&foretoken(&["verify", "--ids", "0,4096"]), &["prompt 1", "4096"]);
     let law = ["verify", "--acceptance-rule", "rejection", "--temperature", "1"];
     assert_refused(&foretoken(&law), &["--acceptance-rule"]);
-    assert_eq!(foretoken(&["run", "x", "--draft-tokens", "65"]).code, 2);
+    for words in [["--draft-tokens", "65"], ["--draft", "self:bits=3"]] {
+        assert_eq!(foretoken(&[&["run", "x"], &words[..]].concat()).code, 2, "{words:?}");
+    }
 }
