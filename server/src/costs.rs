@@ -53,7 +53,7 @@ pub(crate) fn costs(
     draft: Option<Subject<'_>>,
     config: &EngineConfig,
     args: &DeviceArgs,
-    say: impl FnOnce(String),
+    say: impl FnOnce(&str),
 ) -> anyhow::Result<Costs> {
     let programs = (verifier.program, draft.as_ref().map(|d| d.program));
     let key = Key::new(programs.0, programs.1, config, &machine_name(args));
@@ -75,8 +75,10 @@ fn machine_name(args: &DeviceArgs) -> String {
 /// Measures a verifier (built for [`EngineConfig::step_limits`]) and, if there is one, its draft
 /// model (built for [`EngineConfig::draft_limits`]).
 ///
-/// Rounds over all sizes of steps, so that a slow moment meets all of them; the median of each.
-/// Takes about 0.2 s, and for a large model the time of twelve steps of the verifier.
+/// Rounds over all sizes of steps, so that a slow moment meets all of them; the lower quartile of each.
+/// Steps follow each other as in use, since each model drives the other out of the caches: one row
+/// after one row, several rows after a draft. Takes about 0.2 s, and for a large model the time of
+/// some twelve steps of the verifier.
 ///
 /// # Errors
 /// Those of the runners.
@@ -86,21 +88,18 @@ pub(crate) fn measure(
     config: &EngineConfig,
 ) -> anyhow::Result<Costs> {
     let mut verifier = Steps::new(verifier, config.step_limits(), config.context_len);
-    let mut draft = draft.map(|d| Steps::new(d, config.draft_limits(), config.context_len));
+    let mut draft = draft.map(|d| Drafting::new(d, config)).transpose()?;
     // The first step touches the weights' pages and starts threads.
     let first = verifier.step(1)?.min(verifier.step(1)?);
     let mut verified = Samples::new(verifier_rows(config, &verifier, first));
-    let mut drafted = draft.as_ref().map(|d| Samples::new(draft_rows(config, d)));
-    let mut prefill = Samples::new(vec![draft.as_ref().map_or(1, |d| CHUNK.min(d.most()))]);
-    if let Some(draft) = &mut draft {
-        draft.step(1)?;
-    }
     let start = Instant::now();
     for round in 0..ROUNDS {
-        verified.round(&mut verifier)?;
-        if let (Some(draft), Some(drafted)) = (&mut draft, &mut drafted) {
-            drafted.round(draft)?;
-            prefill.round(draft)?;
+        for i in 0..verified.rows.len() {
+            match (verified.rows[i], &mut draft) {
+                (1, _) | (_, None) => drop(verifier.step(1)?),
+                (_, Some(draft)) => draft.round()?,
+            }
+            verified.step(i, &mut verifier)?;
         }
         // The second round is there so that one interruption is not believed.
         if round > 0 && start.elapsed() * (round as u32 + 2) / (round as u32 + 1) > BUDGET {
@@ -108,14 +107,55 @@ pub(crate) fn measure(
         }
     }
     let token = sampling_time(&verifier.output.logits, verifier.vocab);
-    let draft = match drafted {
-        Some(mut drafted) => Some(DraftCosts {
-            step: drafted.curve(token)?,
-            prefill_token: prefill.median(0) / prefill.rows[0] as f64,
-        }),
-        None => None,
-    };
+    let draft = draft.map(|d| d.costs(token)).transpose()?;
     Ok(Costs { verify: verified.curve(0.0)?, draft, lookup: LOOKUP, token })
+}
+
+/// A draft model being measured.
+struct Drafting<'a> {
+    steps: Steps<'a>,
+    /// Of a row right after the verifier.
+    first: Samples,
+    /// After a step of its own, by rows.
+    later: Samples,
+    prefill: Samples,
+    rounds: usize,
+}
+
+impl<'a> Drafting<'a> {
+    fn new(draft: Subject<'a>, config: &EngineConfig) -> anyhow::Result<Self> {
+        let mut steps = Steps::new(draft, config.draft_limits(), config.context_len);
+        steps.step(1)?;
+        let (first, later) = (Samples::new(vec![1]), Samples::new(draft_rows(config, &steps)));
+        let prefill = Samples::new(vec![CHUNK.min(steps.most())]);
+        Ok(Self { steps, first, later, prefill, rounds: 0 })
+    }
+
+    /// What happens between two steps of the verifier: a step and another one, which is in turn
+    /// of each number of rows and a chunk of prefill.
+    fn round(&mut self) -> anyhow::Result<()> {
+        let sizes = self.later.rows.len() + 1;
+        let turn = self.rounds % sizes;
+        self.rounds += 1;
+        if turn + 1 == sizes {
+            // Before the others: a chunk drives more out of the caches than a step.
+            self.prefill.step(0, &mut self.steps)?;
+            return self.later.step(0, &mut self.steps);
+        }
+        self.first.step(0, &mut self.steps)?;
+        self.later.step(turn, &mut self.steps)
+    }
+
+    /// What was measured, with `token` more seconds for each token chosen.
+    fn costs(mut self, token: f64) -> anyhow::Result<DraftCosts> {
+        // Too few rounds for every size leave some without a time.
+        while self.rounds < self.later.rows.len() + 1 {
+            self.round()?;
+        }
+        let start = (self.first.seconds(0) - self.later.seconds(0)).max(0.0);
+        let prefill_token = self.prefill.seconds(0) / self.prefill.rows[0] as f64;
+        Ok(DraftCosts { step: self.later.curve(token)?, start, prefill_token })
+    }
 }
 
 /// A lookup is a few reads in tables that caches hold: below what a clock shows.
@@ -164,26 +204,31 @@ impl Samples {
         Self { rows, times }
     }
 
-    /// Runs a step of each size.
-    fn round(&mut self, steps: &mut Steps<'_>) -> anyhow::Result<()> {
-        for (&rows, times) in self.rows.iter().zip(&mut self.times) {
-            times.push(steps.step(rows)?);
-        }
+    /// Runs a step of size `i`.
+    fn step(&mut self, i: usize, steps: &mut Steps<'_>) -> anyhow::Result<()> {
+        self.times[i].push(steps.step(self.rows[i])?);
         Ok(())
     }
 
-    /// Median seconds of size `i`; the lower one of two, since what disturbs only adds.
-    fn median(&mut self, i: usize) -> f64 {
+    /// Seconds of size `i`: the lower quartile, since what disturbs a step only adds.
+    fn seconds(&mut self, i: usize) -> f64 {
         let times = &mut self.times[i];
         times.sort_unstable();
-        times.get(times.len().saturating_sub(1) / 2).map_or(0.0, Duration::as_secs_f64)
+        times.get(times.len().saturating_sub(1) / 4).map_or(0.0, Duration::as_secs_f64)
     }
 
-    /// The medians, with `row` more seconds for each row.
+    /// All sizes, with `row` more seconds for each row. Fewer rows never cost more than more rows:
+    /// where they seem to, something disturbed them in every round.
     fn curve(&mut self, row: f64) -> anyhow::Result<Curve> {
-        // A clock may be too coarse for a step.
-        let seconds = |i: usize, s: &mut Self| (s.median(i) + row * s.rows[i] as f64).max(1e-9);
-        let points = (0..self.rows.len()).map(|i| (self.rows[i], seconds(i, self))).collect();
+        let mut least = f64::INFINITY;
+        let mut points = Vec::with_capacity(self.rows.len());
+        for i in (0..self.rows.len()).rev() {
+            // A clock may be too coarse for a step.
+            let seconds = self.seconds(i) + row * self.rows[i] as f64;
+            least = least.min(seconds.max(1e-9));
+            points.push((self.rows[i], least));
+        }
+        points.reverse();
         Curve::new(points).context("no step could be measured").context(Unexpected)
     }
 }
@@ -289,6 +334,15 @@ mod tests {
         // Sixteen rows of work against one; noise of a busy machine is far smaller.
         assert!(costs.verify.seconds(9) > costs.verify.seconds(1));
         assert!(draft.prefill_token > 0.0 && costs.token > 0.0);
+    }
+
+    #[test]
+    fn what_was_disturbed_in_every_round_is_no_peak() {
+        let mut samples = Samples::new(vec![1, 2, 4]);
+        let times = [[5, 3, 9], [80, 90, 70], [8, 7, 60]];
+        samples.times = times.map(|t| t.map(Duration::from_secs).to_vec()).to_vec();
+        let curve = samples.curve(0.5).unwrap();
+        assert_eq!(curve.points(), [(1, 3.5), (2, 9.0), (4, 9.0)]);
     }
 
     #[test]

@@ -181,7 +181,7 @@ fn sampled_text_has_the_verifiers_law_under_both_rules() {
 fn automatic(draft: f64) -> Length {
     let verify = Curve::new(vec![(1, 1.0), (8, 1.1)]).unwrap();
     let step = Curve::new(vec![(1, draft)]).unwrap();
-    let draft = Some(DraftCosts { step, prefill_token: draft / 10.0 });
+    let draft = Some(DraftCosts { step, start: 0.0, prefill_token: draft / 10.0 });
     Length::Auto(Box::new(Policy::new(Costs { verify, draft, lookup: 0.0, token: 0.0 }, 6)))
 }
 

@@ -77,7 +77,7 @@ fn random_speculation(rng: &mut Rng, config: &EngineConfig) -> Speculation {
 fn random_costs(rng: &mut Rng) -> Costs {
     let mut seconds = || 10f64.powi(-(rng.below(6) as i32)) * (1 + rng.below(9)) as f64;
     let step = Curve::new(vec![(1, seconds()), (3, seconds())]).unwrap();
-    let draft = DraftCosts { step, prefill_token: seconds() };
+    let draft = DraftCosts { step, start: seconds(), prefill_token: seconds() };
     let verify = [1, 2, 5].map(|rows| (rows, seconds())).to_vec();
     let (verify, lookup, token) = (Curve::new(verify).unwrap(), seconds(), seconds());
     Costs { verify, draft: Some(draft), lookup, token }

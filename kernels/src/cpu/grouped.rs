@@ -82,6 +82,8 @@ impl Kernel for GroupedLinear<'_> {
 
 /// How codes of one width are multiplied: `Simd`'s nibble or byte operations.
 trait Codes<S: Simd> {
+    /// Taken from a code before it is multiplied.
+    const OFFSET: i32;
     type Open: Copy;
     type Sum: Copy;
     fn zero(s: S) -> Self::Sum;
@@ -101,6 +103,7 @@ struct Four<S>(PhantomData<S>);
 struct Eight<S>(PhantomData<S>);
 
 impl<S: Simd> Codes<S> for Four<S> {
+    const OFFSET: i32 = 0;
     type Open = [S::Nibbles; 2];
     type Sum = S::NibbleSum;
     #[inline(always)]
@@ -130,6 +133,7 @@ impl<S: Simd> Codes<S> for Four<S> {
 }
 
 impl<S: Simd> Codes<S> for Eight<S> {
+    const OFFSET: i32 = S::BYTE_OFFSET;
     type Open = S::Bytes;
     type Sum = S::ByteSum;
     #[inline(always)]
@@ -371,7 +375,7 @@ fn dot_groups<S: Simd, C: Codes<S>, const R: usize>(
             scales: &x.scales[row * scale_stride + b..],
             scale_stride,
             scale: scale(s, &tile, group),
-            zero: shift(s, &tile, group, 1),
+            zero: shift::<S, C>(s, &tile, group, 1),
             ahead: take_lines(&mut ahead, count * w.block_lines()),
         };
         if !C::dot_blocks(s, &job, y) {
@@ -422,7 +426,7 @@ fn dot_tiles<S: Simd, C: Codes<S>, const L: usize, const T: usize, const R: usiz
             let scale = scale(s, &tiles[t], group);
             for r in 0..R {
                 let BlockScale { scale: x_scale, sum } = x[r].scales[b];
-                let dots = s.add_i(totals[t][r], shift(s, &tiles[t], group, sum));
+                let dots = s.add_i(totals[t][r], shift::<S, C>(s, &tiles[t], group, sum));
                 acc[t][r] = s.fma(s.mul(scale, s.splat(x_scale)), s.to_f32(dots), acc[t][r]);
             }
         }
@@ -447,12 +451,16 @@ pub(crate) fn scale<S: Simd>(s: S, tile: &Tile<'_>, group: usize) -> S::F {
     }
 }
 
-/// What the zero points of a group take from a dot with activations of that sum.
+/// What the zero points of a group, and what was taken from its codes, change in a dot with
+/// activations of that sum.
 #[inline(always)]
-fn shift<S: Simd>(s: S, tile: &Tile<'_>, group: usize, sum: i32) -> S::I {
+fn shift<S: Simd, C: Codes<S>>(s: S, tile: &Tile<'_>, group: usize, sum: i32) -> S::I {
     match tile.zeros {
-        TileZeros::All(zero) => s.splat_i(-zero * sum),
-        TileZeros::Each(all) => s.mul_i(s.widen_u8(&all[group]), s.splat_i(-sum)),
+        TileZeros::All(zero) => s.splat_i((C::OFFSET - zero) * sum),
+        TileZeros::Each(all) => {
+            let zeros = s.add_i(s.widen_u8(&all[group]), s.splat_i(-C::OFFSET));
+            s.mul_i(zeros, s.splat_i(-sum))
+        }
     }
 }
 

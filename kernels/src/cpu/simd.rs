@@ -59,6 +59,8 @@ impl<S: Simd> NibbleBlocks<'_, S> {
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Tiles whose sums with four rows fit the registers: 1 or 2.
     const TILES: usize;
+    /// Taken from a byte code before it is multiplied; 0 if it is multiplied as it is.
+    const BYTE_OFFSET: i32 = 0;
     /// Sixteen f32.
     type F: Copy;
     /// Sixteen i32.
@@ -69,7 +71,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type NibbleSum: Copy;
     /// 64 codes of at most 255.
     type Bytes: Copy;
-    /// Running sums of dots of bytes; overflows after more than eight quads.
+    /// Running sums of dots of bytes less [`Self::BYTE_OFFSET`]; overflows after more than eight
+    /// quads.
     type ByteSum: Copy;
 
     fn splat(self, x: f32) -> Self::F;

@@ -56,7 +56,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 pub(crate) fn cached(
     key: &Key,
     measure: impl FnOnce() -> anyhow::Result<Costs>,
-    say: impl FnOnce(String),
+    say: impl FnOnce(&str),
 ) -> anyhow::Result<Costs> {
     cached_in(folder().as_deref(), key, measure, say)
 }
@@ -65,7 +65,7 @@ fn cached_in(
     folder: Option<&Path>,
     key: &Key,
     measure: impl FnOnce() -> anyhow::Result<Costs>,
-    say: impl FnOnce(String),
+    say: impl FnOnce(&str),
 ) -> anyhow::Result<Costs> {
     let Some(folder) = folder else { return measure() };
     let path = folder.join(&key.name);
@@ -74,7 +74,7 @@ fn cached_in(
     }
     let costs = measure()?;
     if let Err(error) = write(folder, &path, key, &costs) {
-        say(format!("costs were measured but not kept in {}: {error}", path.display()));
+        say(&format!("costs were measured but not kept in {}: {error}", path.display()));
     }
     Ok(costs)
 }
@@ -99,6 +99,7 @@ struct Stored {
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredDraft {
     step: Vec<(usize, f64)>,
+    start: f64,
     prefill_token: f64,
 }
 
@@ -106,6 +107,7 @@ impl Stored {
     fn new(key: &Key, costs: &Costs) -> Self {
         let draft = costs.draft.as_ref().map(|draft| StoredDraft {
             step: draft.step.points().to_vec(),
+            start: draft.start,
             prefill_token: draft.prefill_token,
         });
         let verify = costs.verify.points().to_vec();
@@ -119,6 +121,7 @@ impl Stored {
             None => None,
             Some(draft) => Some(DraftCosts {
                 step: Curve::new(draft.step)?,
+                start: time(draft.start)?,
                 prefill_token: time(draft.prefill_token)?,
             }),
         };
@@ -153,6 +156,7 @@ mod tests {
     fn costs() -> Costs {
         let draft = DraftCosts {
             step: Curve::new(vec![(1, 2e-4)]).unwrap(),
+            start: 1e-5,
             prefill_token: 1.0 / 3.0 * 1e-5,
         };
         let verify = Curve::new(vec![(1, 1e-3), (4, 1.5e-3)]).unwrap();
@@ -163,7 +167,7 @@ mod tests {
         Key { text: text.to_owned(), name: "a.json".to_owned() }
     }
 
-    fn silent(reason: String) {
+    fn silent(reason: &str) {
         panic!("{reason}");
     }
 
@@ -210,7 +214,7 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
         let mut said = String::new();
-        let found = cached_in(Some(&file), &key("k"), || Ok(costs()), |why| said = why);
+        let found = cached_in(Some(&file), &key("k"), || Ok(costs()), |why| said = why.to_owned());
         assert_eq!(found.unwrap(), costs());
         assert!(said.contains("not kept"), "{said}");
         assert_eq!(cached_in(None, &key("k"), || Ok(costs()), silent).unwrap(), costs());

@@ -1,12 +1,12 @@
-//! What drafting may cost: an account of time in plain tokens, and when to try again.
+//! What drafting may cost: an account of time, and when to try again.
 //!
-//! One plain token is the time that plain decoding takes for a token in the same step. The account
-//! grows by every token generated, with a small surcharge, and shrinks by the time that took;
-//! nobody may draft so much that, were all of it rejected, it fell below zero. So whatever texts
-//! and drafters do, the time (by the measured costs) stays below that of plain decoding and the
-//! surcharges. Not here: what pays ([`super`]).
+//! Seconds of plain decoding are what its steps would have taken for the same tokens with as many
+//! sequences. The account grows by them, with a small surcharge, and shrinks by the seconds that
+//! the steps really take; nobody may draft so much that, were all of it rejected, it fell below
+//! zero. So whatever texts and drafters do, the time (by the measured costs) stays below that of
+//! plain decoding and the surcharges. Not here: what pays ([`super`]).
 
-/// Surcharge on each generated token, and on those that a sequence may generate, up to
+/// Surcharge on the time of each generated token, and on those that a sequence may generate, up to
 /// [`CREDIT_TOKENS`], in advance. The rest up to 0.02 is for costs that were measured wrong.
 const SURCHARGE: f64 = 0.0075;
 /// Most tokens of a sequence for which the surcharge is given in advance.
@@ -20,8 +20,11 @@ const FIRST_PAUSE: f64 = 1.0;
 /// The account.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Account {
+    /// Seconds.
     balance: f64,
-    /// Plain tokens since a draft was last verified.
+    /// Tokens for which the surcharge in advance is still to be given.
+    credit_tokens: usize,
+    /// Seconds of plain decoding since a draft was last verified.
     since: f64,
     /// Probes without gain, one after another.
     failures: u32,
@@ -30,34 +33,40 @@ pub(super) struct Account {
 impl Account {
     /// Takes a sequence of at most `tokens` more tokens in.
     pub(super) fn open(&mut self, tokens: usize) {
-        self.balance += SURCHARGE * tokens.min(CREDIT_TOKENS) as f64;
+        self.credit_tokens += tokens.min(CREDIT_TOKENS);
     }
 
-    /// Whether a step may take `time` if it gives no more than `tokens`.
-    pub(super) fn allows(&self, time: f64, tokens: usize) -> bool {
-        self.balance + tokens as f64 * (1.0 + SURCHARGE) >= time
+    /// Gives the surcharge in advance for new sequences, in a step whose tokens take `plain_token`
+    /// seconds each without drafts.
+    pub(super) fn credit(&mut self, plain_token: f64) {
+        let tokens = std::mem::take(&mut self.credit_tokens);
+        self.balance += SURCHARGE * tokens as f64 * plain_token;
     }
 
-    /// Whether it is time to spend `price` on finding out whether drafting pays again.
-    pub(super) fn probe_is_due(&self, price: f64) -> bool {
-        let doubled = if self.failures == 0 {
-            0.0
-        } else {
-            FIRST_PAUSE * 2f64.powi(self.failures as i32 - 1)
+    /// Whether a step may take `seconds` if it gives no more tokens than one of `plain` seconds.
+    pub(super) fn allows(&self, seconds: f64, plain: f64) -> bool {
+        self.balance + plain * (1.0 + SURCHARGE) >= seconds
+    }
+
+    /// Whether it is time to spend `price` seconds on finding out whether drafting pays again.
+    pub(super) fn probe_is_due(&self, price: f64, plain_token: f64) -> bool {
+        let pause = match self.failures {
+            0 => 0.0,
+            failures => FIRST_PAUSE * plain_token * 2f64.powi(failures as i32 - 1),
         };
-        self.since >= doubled.min(price / PROBE_SHARE)
+        self.since >= pause.min(price / PROBE_SHARE)
     }
 
-    /// Books a step that took `time` and gave `tokens`, and whether drafts were verified in it.
-    pub(super) fn book(&mut self, time: f64, tokens: usize, drafted: bool) {
-        let tokens = tokens as f64;
-        self.balance += tokens * (1.0 + SURCHARGE) - time;
+    /// Books a step that took `seconds` and gave tokens that take `plain` seconds without drafts,
+    /// and whether a drafter worked in it.
+    pub(super) fn book(&mut self, seconds: f64, plain: f64, drafted: bool) {
+        self.balance += plain * (1.0 + SURCHARGE) - seconds;
         if !drafted {
-            self.since += tokens;
+            self.since += plain;
             return;
         }
         self.since = 0.0;
         // Beyond a thousand doublings there is nothing to tell apart.
-        self.failures = if tokens > time { 0 } else { (self.failures + 1).min(1000) };
+        self.failures = if plain > seconds { 0 } else { (self.failures + 1).min(1000) };
     }
 }

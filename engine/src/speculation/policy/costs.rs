@@ -55,6 +55,8 @@ fn slope(left: (usize, f64), right: (usize, f64)) -> f64 {
 pub struct DraftCosts {
     /// One of its steps by the number of sequences that draft; choosing the tokens included.
     pub step: Curve,
+    /// More seconds of the first step of a cycle: the verifier's step before it has used the caches.
+    pub start: f64,
     /// Seconds of each token that it computes without proposing: following a prompt, catching up.
     pub prefill_token: f64,
 }

@@ -1,10 +1,11 @@
 //! How many tokens to draft in a cycle, from measured costs and measured acceptance; 0 is a choice.
 //!
 //! The rule: draft the tokens that give the most expected tokens per expected time. Tokens are
-//! added one by one, the likeliest first over all sequences, which for one sequence is the marginal
-//! rule ("one more while its chance per its own cost is above the tokens per time so far") except
-//! that a bump in the verifier's cost does not stop the search. [`Account`] bounds what being wrong
-//! may cost, and says when to probe again while nothing pays.
+//! added one by one, over all sequences the one with the best chance per cost first, and as many
+//! are kept as give the best rate. For one sequence that is the marginal rule ("one more while its
+//! chance per its own cost is above the tokens per time so far") except that a bump in the
+//! verifier's cost does not stop the search. [`Account`] bounds what being wrong may cost, and says
+//! when to probe again while nothing pays.
 //!
 //! Input: [`Costs`] from whoever owns a clock, prospects and outcomes from [`crate::engine`]. Not
 //! here: a clock, tokens, who proposes them.
@@ -28,6 +29,9 @@ use account::Account;
 const MARGIN: f64 = 0.02;
 /// Cycles over which catching up should pay for itself.
 const CATCH_UP_CYCLES: f64 = 64.0;
+/// Tokens that may be added without a better rate before the search ends, if there are not more
+/// sequences: bumps in the verifier's cost come from kernels that take rows by so many.
+const PATIENCE: usize = 8;
 /// Tokens of a sequence over which following its prompt should pay for itself.
 const FOLLOW_TOKENS: usize = 256;
 
@@ -92,6 +96,25 @@ struct Candidate {
     length: usize,
 }
 
+impl Candidate {
+    /// Seconds of catching up before the first token.
+    fn catch_up(&self, costs: &Costs) -> f64 {
+        let lag = if self.length == 0 { self.lag as f64 } else { 0.0 };
+        costs.draft.as_ref().map_or(0.0, |draft| draft.prefill_token * lag)
+    }
+
+    /// What the next token adds to a step of `load` beside its row.
+    fn own_seconds(&self, load: &Load, costs: &Costs) -> f64 {
+        let Some(draft) = costs.draft.as_ref().filter(|_| self.model) else {
+            return if self.length == 0 { costs.lookup } else { 0.0 };
+        };
+        let others = load.drafting[self.length];
+        let step = draft.step.seconds(others + 1) - draft.step.seconds(others);
+        let start = if load.drafting[0] == 0 { draft.start } else { 0.0 };
+        start + step + self.catch_up(costs) / self.cycles
+    }
+}
+
 /// The work of a step.
 #[derive(Debug, Clone, Copy, Default)]
 struct Load {
@@ -115,11 +138,16 @@ impl Load {
         }
     }
 
-    /// The same with a draft for `candidate`.
-    fn with(mut self, candidate: &Candidate, tokens: usize) -> Self {
-        self.draft(candidate.model, tokens);
-        self.caught_up += candidate.lag;
-        self
+    /// One more token for `candidate`, the first of which may need catching up.
+    fn add(&mut self, candidate: &Candidate) {
+        self.drafted += 1;
+        let first = candidate.length == 0;
+        if candidate.model {
+            self.drafting[candidate.length] += 1;
+            self.caught_up += if first { candidate.lag } else { 0 };
+        } else {
+            self.lookups += usize::from(first);
+        }
     }
 
     /// Seconds, without prefill: the step of one row for each sequence, and what is added to it.
@@ -129,7 +157,8 @@ impl Load {
         let drafts = costs.draft.as_ref().map_or(0.0, |draft| {
             let steps = self.drafting.iter().take_while(|&&n| n > 0);
             let steps: f64 = steps.map(|&n| draft.step.seconds(n)).sum();
-            steps + draft.prefill_token * self.caught_up as f64
+            let start = if steps > 0.0 { draft.start } else { 0.0 };
+            start + steps + draft.prefill_token * self.caught_up as f64
         });
         costs.verify.seconds(self.sequences) + added + drafts + costs.lookup * self.lookups as f64
     }
@@ -215,72 +244,80 @@ impl Policy {
     /// Chooses how many tokens to draft for each sequence added, in their order, in a step that
     /// also computes `other` rows of prompts.
     pub(crate) fn choose(&mut self, other: usize) -> impl Iterator<Item = usize> {
-        self.draft_the_best(other);
-        if self.candidates.iter().all(|c| c.length == 0) {
-            self.probe(other);
+        if !self.candidates.is_empty() {
+            let plain = Load { sequences: self.candidates.len(), other, ..Load::default() };
+            self.account.credit(plain.plain_token(&self.costs));
+            if !self.draft_the_best(plain) {
+                self.probe(plain);
+            }
         }
         self.candidates.iter().map(|c| c.length)
     }
 
-    /// Adds tokens by their chances, and keeps as many as give the best rate that is allowed.
-    fn draft_the_best(&mut self, other: usize) {
-        let sequences = self.candidates.len();
-        let mut load = Load { sequences, other, ..Load::default() };
-        let plain_token = load.plain_token(&self.costs);
-        let (mut tokens, mut catch_up) = (sequences as f64, 0.0);
-        let (mut best_rate, mut best) = ((1.0 + MARGIN) / plain_token, 0);
+    /// Adds tokens by their chance per cost to a step of `load`, and keeps as many as give the best
+    /// rate that is allowed; whether there are any.
+    fn draft_the_best(&mut self, mut load: Load) -> bool {
+        let plain = load.plain_token(&self.costs) * load.sequences as f64;
+        let (mut tokens, mut shared) = (load.sequences as f64, 0.0);
+        let (mut best_rate, mut best) = (tokens / plain * (1.0 + MARGIN), 0);
+        let patience = PATIENCE.max(load.sequences);
         self.order.clear();
-        while let Some(i) = self.likeliest() {
+        while let Some(i) = self.next(&load).filter(|_| self.order.len() < best + patience) {
             let candidate = &mut self.candidates[i];
-            if candidate.length == 0 {
-                // The account bears all of it now, the rate only this cycle's share.
-                load.caught_up += candidate.lag;
-                let price = self.costs.draft.as_ref().map_or(0.0, |d| d.prefill_token);
-                catch_up += price * candidate.lag as f64 * (1.0 - 1.0 / candidate.cycles);
-            }
-            load.drafted += 1;
-            if candidate.model {
-                load.drafting[candidate.length] += 1;
-            } else {
-                load.lookups += usize::from(candidate.length == 0);
-            }
+            // The account bears all of catching up now, the rate only this cycle's share.
+            shared += candidate.catch_up(&self.costs) * (1.0 - 1.0 / candidate.cycles);
+            load.add(candidate);
             tokens += candidate.chances[candidate.length];
             candidate.length += 1;
             self.order.push(i);
             let seconds = load.seconds(&self.costs);
-            let rate = tokens / (seconds - catch_up);
-            if rate > best_rate && self.account.allows(seconds / plain_token, sequences) {
+            let rate = tokens / (seconds - shared);
+            if rate > best_rate && self.account.allows(seconds, plain) {
                 (best_rate, best) = (rate, self.order.len());
             }
         }
         for &i in &self.order[best..] {
             self.candidates[i].length -= 1;
         }
+        best > 0
     }
 
-    /// The candidate whose next token is the likeliest to count; none if all are full.
-    fn likeliest(&self) -> Option<usize> {
-        let open = self.candidates.iter().enumerate().filter(|(_, c)| c.length < c.most);
-        let chance = |c: &Candidate| c.chances[c.length];
-        open.max_by(|a, b| chance(a.1).total_cmp(&chance(b.1)).then(b.0.cmp(&a.0))).map(|(i, _)| i)
+    /// The candidate whose next token has the best chance per cost; none if all are full.
+    fn next(&self, load: &Load) -> Option<usize> {
+        let rows = load.other + load.sequences + load.drafted;
+        let row = self.costs.verify.seconds(rows + 1) - self.costs.verify.seconds(rows);
+        let mut best: Option<(usize, f64)> = None;
+        for (i, candidate) in self.candidates.iter().enumerate() {
+            if candidate.length == candidate.most {
+                continue;
+            }
+            // A row may cost nothing or, as measured, less than nothing.
+            let seconds = (row + candidate.own_seconds(load, &self.costs)).max(1e-12);
+            let worth = candidate.chances[candidate.length] / seconds;
+            if best.is_none_or(|(_, most)| worth > most) {
+                best = Some((i, worth));
+            }
+        }
+        best.map(|(i, _)| i)
     }
 
     /// Drafts one token for one sequence if it is time to look whether that pays by now.
-    fn probe(&mut self, other: usize) {
-        let sequences = self.candidates.len();
-        let plain = Load { sequences, other, ..Load::default() };
+    fn probe(&mut self, plain: Load) {
         let plain_token = plain.plain_token(&self.costs);
+        let plain_seconds = plain_token * plain.sequences as f64;
         let mut best = None;
         for (i, candidate) in self.candidates.iter().enumerate().filter(|(_, c)| c.most > 0) {
-            let time = plain.with(candidate, 1).seconds(&self.costs) / plain_token;
-            let worth = candidate.chances[0] - time;
+            let mut load = plain;
+            load.add(candidate);
+            let seconds = load.seconds(&self.costs);
+            let worth = candidate.chances[0] * plain_token - seconds;
             if best.is_none_or(|(_, _, most)| worth > most) {
-                best = Some((i, time, worth));
+                best = Some((i, seconds, worth));
             }
         }
-        let Some((i, time, _)) = best else { return };
-        let price = time - sequences as f64;
-        if self.account.probe_is_due(price) && self.account.allows(time, sequences) {
+        let Some((i, seconds, _)) = best else { return };
+        let due = self.account.probe_is_due(seconds - plain_seconds, plain_token);
+        if due && self.account.allows(seconds, plain_seconds) {
             self.candidates[i].length = 1;
         }
     }
@@ -306,7 +343,8 @@ impl Policy {
         if done.sequences == 0 {
             return;
         }
-        let time = done.seconds(&self.costs) / done.plain_token(&self.costs);
-        self.account.book(time, tokens, done.drafted + done.caught_up > 0);
+        let plain = done.plain_token(&self.costs) * tokens as f64;
+        let drafted = done.drafted + done.caught_up > 0;
+        self.account.book(done.seconds(&self.costs), plain, drafted);
     }
 }

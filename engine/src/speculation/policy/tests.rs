@@ -31,7 +31,7 @@ impl Pair {
     fn costs(&self) -> Costs {
         let points = [1, 2, 4, 8].into_iter().zip(self.verify).collect();
         let step = Curve::new(vec![(1, self.draft)]).unwrap();
-        let draft = DraftCosts { step, prefill_token: PREFILL * self.draft };
+        let draft = DraftCosts { step, start: 0.0, prefill_token: PREFILL * self.draft };
         Costs { verify: Curve::new(points).unwrap(), draft: Some(draft), lookup: 0.0, token: 0.0 }
     }
 
@@ -82,25 +82,22 @@ impl World {
     /// How many of `drafted` tokens are accepted after `position` tokens.
     fn accepted(&mut self, position: usize, drafted: usize) -> usize {
         self.cycles += usize::from(drafted > 0);
-        let chance = match self.process {
-            Process::Constant(chance) => chance,
-            Process::Switching(first, second, period) => {
-                if position / period % 2 == 0 {
-                    first
-                } else {
-                    second
+        let chance =
+            match self.process {
+                Process::Constant(chance) => chance,
+                Process::Switching(first, second, period) => {
+                    if (position / period).is_multiple_of(2) { first } else { second }
                 }
-            }
-            Process::Random => {
-                if self.unit() < 0.05 {
-                    self.acceptance = self.unit();
+                Process::Random => {
+                    if self.unit() < 0.05 {
+                        self.acceptance = self.unit();
+                    }
+                    self.acceptance
                 }
-                self.acceptance
-            }
-            Process::Adversary(most) => f64::from(u8::from(drafted <= most)),
-            Process::Betrayal(end) => f64::from(u8::from(position < end)),
-            Process::Teasing(period) => f64::from(u8::from(self.cycles % period == 0)),
-        };
+                Process::Adversary(most) => f64::from(u8::from(drafted <= most)),
+                Process::Betrayal(end) => f64::from(u8::from(position < end)),
+                Process::Teasing(period) => f64::from(u8::from(self.cycles.is_multiple_of(period))),
+            };
         (0..drafted).take_while(|_| self.unit() < chance).count()
     }
 }
@@ -227,4 +224,162 @@ fn close_to_the_best_fixed_length_where_acceptance_stays() {
     }
     println!("least share of the best fixed length's speed: {worst:?}");
     assert!(worst.0 >= 0.93, "{worst:?}");
+}
+
+/// A policy that has seen `acceptance` in 50 cycles of each place, and a sequence that has too.
+fn experienced(costs: Costs, source: Source, acceptance: f64) -> (Policy, Acceptance) {
+    let mut policy = Policy::new(costs, LONGEST);
+    let mut own = Acceptance::default();
+    policy.open(1_000_000);
+    let mut world = World::new(Process::Constant(acceptance), 5);
+    for _ in 0..200 {
+        let accepted = world.accepted(0, LONGEST);
+        let judged = LONGEST.min(accepted + 1);
+        let tokens = accepted + 1;
+        let (drafted, caught_up) = (LONGEST, 0);
+        let outcome = Outcome { source, drafted, judged, accepted, tokens, caught_up };
+        policy.record(&mut own, &outcome);
+    }
+    policy.done = Load::default();
+    policy.tokens = 0;
+    policy.account.book(0.0, 1000.0, false);
+    (policy, own)
+}
+
+/// Lengths that are expected to pay, without probes.
+fn lengths(policy: &mut Policy, sequences: &[Prospect<'_>], other: usize) -> Vec<usize> {
+    policy.begin();
+    sequences.iter().for_each(|s| policy.add(s));
+    policy.draft_the_best(Load { sequences: sequences.len(), other, ..Load::default() });
+    policy.candidates.iter().map(|c| c.length).collect()
+}
+
+fn prospect(source: Source, acceptance: &Acceptance) -> Prospect<'_> {
+    Prospect { source, acceptance, most: LONGEST, lag: 0, left: 1000 }
+}
+
+fn costs(verify: &[(usize, f64)], draft: f64) -> Costs {
+    let step = Curve::new(vec![(1, draft)]).unwrap();
+    let draft = DraftCosts { step, start: 0.0, prefill_token: draft };
+    let verify = Curve::new(verify.to_vec()).unwrap();
+    Costs { verify, draft: Some(draft), lookup: 0.0, token: 0.0 }
+}
+
+#[test]
+fn a_bump_in_the_verifiers_cost_does_not_stop_the_search() {
+    // Two rows cost as much as four.
+    let verify = [(1, 1.0), (2, 1.9), (4, 1.9), (5, 9.0), (8, 12.0)];
+    let (mut policy, own) = experienced(costs(&verify, 0.01), Source::Model, 0.9);
+    assert_eq!(lengths(&mut policy, &[prospect(Source::Model, &own)], 0), [3]);
+}
+
+#[test]
+fn sequences_share_the_rows_that_are_cheap() {
+    // Sixteen rows are nearly free, more are not.
+    let verify = [(1, 1.0), (16, 1.1), (17, 3.0), (32, 48.0)];
+    let (mut policy, good) = experienced(costs(&verify, 0.01), Source::Model, 0.9);
+    let alone = lengths(&mut policy, &[prospect(Source::Model, &good)], 0);
+    assert_eq!(alone, [LONGEST]);
+    let four = lengths(&mut policy, &[prospect(Source::Model, &good); 4], 0);
+    assert_eq!(four.iter().sum::<usize>(), 12, "{four:?}");
+    assert!(four.iter().all(|&n| n == 3), "{four:?}");
+    let sixteen = lengths(&mut policy, &[prospect(Source::Model, &good); 16], 0);
+    assert_eq!(sixteen.iter().sum::<usize>(), 0);
+    let mut bad = Acceptance::default();
+    (0..100).for_each(|_| bad.book(&mut Acceptance::default(), Source::Model, 1, 0));
+    let pair = [prospect(Source::Model, &bad), prospect(Source::Model, &good)];
+    let mixed = lengths(&mut policy, &pair, 0);
+    assert!(mixed[0] < 4 && mixed[1] == LONGEST, "{mixed:?}");
+    let beside_a_prompt = lengths(&mut policy, &[prospect(Source::Model, &good)], 500);
+    assert_eq!(beside_a_prompt, [0], "rows beside a prompt cost what they cost there");
+}
+
+#[test]
+fn a_lookup_costs_rows_but_no_draft_steps() {
+    let long = Source::Lookup { matched: 20 };
+    let (mut policy, own) = experienced(costs(&[(1, 1.0), (8, 1.5)], 5.0), long, 0.8);
+    let pair = [prospect(long, &own), prospect(Source::Model, &own)];
+    assert_eq!(lengths(&mut policy, &pair, 0), [LONGEST, 0]);
+    assert!(policy.verdict(Source::Model).measured.is_none());
+    assert!((policy.verdict(long).measured.unwrap() - 0.8).abs() < 0.05);
+}
+
+#[test]
+fn what_is_far_behind_catches_up_where_that_pays_before_the_end() {
+    let (mut policy, own) = experienced(costs(&[(1, 1.0), (8, 1.1)], 0.05), Source::Model, 0.9);
+    let behind = |lag, left| Prospect { lag, left, ..prospect(Source::Model, &own) };
+    assert!(lengths(&mut policy, &[behind(50, 500)], 0)[0] > 0);
+    assert_eq!(lengths(&mut policy, &[behind(200, 4)], 0), [0]);
+    assert!(policy.follows(&behind(200, 500)));
+    assert!(!policy.follows(&behind(2000, 20)), "a long prompt for a short answer");
+}
+
+#[test]
+fn a_crowd_is_not_slowed_down_either() {
+    let mut least = f64::MAX;
+    for pair in Pair::all() {
+        for seed in 0..20 {
+            let speedup = crowd(&pair, seed);
+            least = least.min(speedup);
+        }
+    }
+    println!("least speed of five sequences against plain decoding: {least}");
+    assert!(least >= 0.98, "{least}");
+}
+
+/// Speed against plain decoding of five sequences of 256 tokens, each with another acceptance.
+fn crowd(pair: &Pair, seed: u64) -> f64 {
+    let (mut policy, costs) = (fresh(pair), pair.costs());
+    let mut rng = Rng::new(seed);
+    let acceptances = [0.0, 0.3, 0.5, 0.7, 0.95].map(|a| if rng.below(3) == 0 { 0.0 } else { a });
+    let mut worlds = acceptances.map(|a| World::new(Process::Constant(a), rng.bits()));
+    let mut owns = [(); 5].map(|()| Acceptance::default());
+    let (mut lags, mut done) = ([0; 5], [0; 5]);
+    (0..5).for_each(|_| policy.open(256));
+    let (mut time, mut plain) = (0.0, 0.0);
+    while done.iter().any(|&d| d < 256) {
+        let open: Vec<usize> = (0..5).filter(|&i| done[i] < 256).collect();
+        policy.begin();
+        for &i in &open {
+            let (left, most) = (256 - done[i], LONGEST.min(255 - done[i]));
+            let (source, acceptance) = (Source::Model, &owns[i]);
+            policy.add(&Prospect { source, acceptance, most, lag: lags[i], left });
+        }
+        let lengths: Vec<usize> = policy.choose(0).collect();
+        let rows = open.len() + lengths.iter().sum::<usize>();
+        let steps = lengths.iter().max().map_or(0, |&n| n);
+        time += costs.verify.seconds(rows) + pair.draft * steps as f64;
+        for (&i, &drafted) in open.iter().zip(&lengths) {
+            let accepted = worlds[i].accepted(done[i], drafted);
+            let caught_up = if drafted > 0 { std::mem::take(&mut lags[i]) } else { 0 };
+            let (judged, tokens) = (drafted.min(accepted + 1), accepted + 1);
+            let source = Source::Model;
+            policy.record(
+                &mut owns[i],
+                &Outcome { source, drafted, judged, accepted, tokens, caught_up },
+            );
+            lags[i] += if drafted == 0 { 1 } else { usize::from(accepted == drafted) };
+            done[i] += tokens;
+            time += PREFILL * pair.draft * caught_up as f64;
+            plain += costs.verify.seconds(open.len()) / open.len() as f64 * tokens as f64;
+        }
+        policy.settle(0);
+    }
+    plain / time
+}
+
+#[test]
+fn choosing_takes_microseconds() {
+    let (mut policy, own) = experienced(costs(&[(1, 1.0), (64, 1.5)], 0.01), Source::Model, 0.8);
+    let all = [prospect(Source::Model, &own); 32];
+    lengths(&mut policy, &all, 0);
+    let start = std::time::Instant::now();
+    (0..100).for_each(|_| assert_eq!(lengths(&mut policy, &all, 0).len(), 32));
+    let many = start.elapsed() / 100;
+    let start = std::time::Instant::now();
+    (0..100).for_each(|_| assert_eq!(lengths(&mut policy, &all[..1], 0).len(), 1));
+    let one = start.elapsed() / 100;
+    println!("lengths of one sequence {one:?}, of 32 {many:?}");
+    // A hundred times what it takes, for a busy machine; a cycle may spend 20 us in all.
+    assert!(one.as_micros() < 100 && many.as_micros() < 5000, "{one:?} {many:?}");
 }

@@ -67,7 +67,8 @@ fn best(costs: &Costs, source: Source, longest: usize, acceptance: f64) -> (usiz
         tokens += chance;
         let draft = match source {
             Source::Model => {
-                costs.draft.as_ref().map_or(0.0, |d| d.step.seconds(1)) * length as f64
+                let draft = costs.draft.as_ref();
+                draft.map_or(0.0, |d| d.start + d.step.seconds(1) * length as f64)
             }
             Source::Lookup { .. } => costs.lookup,
         };
@@ -100,7 +101,11 @@ mod tests {
 
     /// T(1) = 1, T(2) = 1.12, and steeply on, a draft step of 0.2.
     fn costs() -> Costs {
-        let draft = DraftCosts { step: Curve::new(vec![(1, 0.2)]).unwrap(), prefill_token: 0.02 };
+        let draft = DraftCosts {
+            step: Curve::new(vec![(1, 0.2)]).unwrap(),
+            start: 0.0,
+            prefill_token: 0.02,
+        };
         let verify = Curve::new(vec![(1, 1.0), (2, 1.12), (3, 3.0), (4, 9.0)]).unwrap();
         Costs { verify, draft: Some(draft), lookup: 0.0, token: 0.0 }
     }

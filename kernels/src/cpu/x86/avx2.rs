@@ -1,8 +1,9 @@
 //! [`Simd`] with AVX2, FMA and F16C: sixteen lanes are two 256-bit vectors, rows 0..8 and 8..16.
 //!
 //! Nibbles are multiplied by `maddubs` (u8 x i8 pairs into i16). A pair adds at most
-//! 2 * 15 * 127 = 3810, so eight of them stay below 32767 and are widened to i32 together. A byte
-//! code would overflow a pair, so bytes are split into nibbles too: code = low + 16 * high.
+//! 2 * 15 * 127 = 3810, so eight of them stay below 32767 and are widened to i32 together. A pair
+//! of byte codes would overflow, so 128 is taken from each: the magnitude of what is left times the
+//! activation with its sign adds at most 2 * 128 * 127 = 32512, and is widened at once.
 
 use super::super::simd::{LANES, Line, NibbleBlocks, Simd};
 use super::{Avx2, avx2_blocks};
@@ -25,12 +26,13 @@ fn dot(_: Avx2, sum: I, codes: I, quad: i32) -> I {
 
 impl Simd for Avx2 {
     const TILES: usize = 1;
+    const BYTE_OFFSET: i32 = 128;
     type F = F;
     type I = I;
     type Nibbles = I;
     type NibbleSum = I;
     type Bytes = [I; 2];
-    type ByteSum = [I; 2];
+    type ByteSum = I;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -255,25 +257,32 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn open_bytes(self, line: &Line) -> [I; 2] {
-        self.open_nibbles(line)
+        let p = line.0.as_ptr().cast::<__m256i>();
+        // SAFETY: `self` proves the features; a line has 64 bytes and is aligned to 64.
+        unsafe {
+            let offset = _mm256_set1_epi8(Self::BYTE_OFFSET as i8);
+            let low = _mm256_xor_si256(_mm256_load_si256(p), offset);
+            let high = _mm256_xor_si256(_mm256_load_si256(p.add(1)), offset);
+            [(low, high), (_mm256_abs_epi8(low), _mm256_abs_epi8(high))]
+        }
     }
     #[inline(always)]
-    fn zero_bytes(self) -> [I; 2] {
-        [self.splat_i(0); 2]
+    fn zero_bytes(self) -> I {
+        self.splat_i(0)
     }
     #[inline(always)]
-    fn dot_bytes(self, sum: [I; 2], codes: [I; 2], quad: i32) -> [I; 2] {
-        [dot(self, sum[0], codes[0], quad), dot(self, sum[1], codes[1], quad)]
-    }
-    #[inline(always)]
-    fn flush_bytes(self, sum: [I; 2], total: I) -> I {
-        let total = self.flush_nibbles(sum[0], total);
+    fn dot_bytes(self, sum: I, [signed, magnitude]: [I; 2], quad: i32) -> I {
         // SAFETY: `self` proves the features.
         unsafe {
-            let sixteens = _mm256_set1_epi16(16);
-            let low = _mm256_madd_epi16(sum[1].0, sixteens);
-            let high = _mm256_madd_epi16(sum[1].1, sixteens);
-            (_mm256_add_epi32(total.0, low), _mm256_add_epi32(total.1, high))
+            let (quad, ones) = (_mm256_set1_epi32(quad), _mm256_set1_epi16(1));
+            let low = _mm256_maddubs_epi16(magnitude.0, _mm256_sign_epi8(quad, signed.0));
+            let high = _mm256_maddubs_epi16(magnitude.1, _mm256_sign_epi8(quad, signed.1));
+            let (low, high) = (_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
+            (_mm256_add_epi32(sum.0, low), _mm256_add_epi32(sum.1, high))
         }
+    }
+    #[inline(always)]
+    fn flush_bytes(self, sum: I, total: I) -> I {
+        self.add_i(total, sum)
     }
 }

@@ -9,8 +9,9 @@
 //! a line           8 vector operations a row and 6 to open it; a block's end 11 a row and 4
 //! ```
 //! All sixteen registers are in use, which a compiler misses: it keeps products alive and spills
-//! sums. A flush holds four lines, as [`Simd`] says; a block has at most two. Written whole, a
-//! block of 64 columns costs four rows about half of what its parts cost one after another.
+//! sums. A flush holds four lines, as [`Simd`] says; a block has at most two. With the ends of
+//! blocks in it too, two rows take 0.7 of the time of the lines alone in assembly and the rest in
+//! Rust, four 0.8 and eight 0.75 (1536 x 256 in the cache of a 3.2 GHz Zen 3 core).
 //! Reference: the same sums one operation after another, `grouped`'s tests compare bits.
 //!
 //! [`Simd`]: super::super::simd::Simd
