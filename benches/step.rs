@@ -94,6 +94,7 @@ impl Loop {
             block_len: BLOCK_LEN,
             max_waiting: 0,
             max_drafted: 0,
+            max_scored: 0,
         };
         let runner = build(model, &config.step_limits());
         Self { engine: Engine::new(runner, config), events: vec![] }
@@ -103,12 +104,7 @@ impl Loop {
         self.events.clear();
         let mut progress = self.engine.step(&mut self.events);
         if matches!(progress, Ok(Progress::Idle)) {
-            let request = Request {
-                prompt: vec![TokenId(7)],
-                max_tokens: TOKENS,
-                stop_tokens: vec![],
-                sampling: SamplingParams::greedy(),
-            };
+            let request = Request::new(vec![TokenId(7)], TOKENS);
             self.engine.submit(request).expect("room for one request");
             progress = self.engine.step(&mut self.events);
         }

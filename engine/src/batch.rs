@@ -94,15 +94,9 @@ impl Batch {
 mod tests {
     use super::*;
     use crate::request::{Request, RequestId};
-    use crate::sampler::SamplingParams;
 
     fn sequence(tokens: std::ops::Range<u32>, prompt_len: usize, blocks: &[u32]) -> Sequence {
-        let request = Request {
-            prompt: tokens.map(TokenId).collect(),
-            max_tokens: 9,
-            stop_tokens: Vec::new(),
-            sampling: SamplingParams::default(),
-        };
+        let request = Request::new(tokens.map(TokenId).collect(), 9);
         let blocks = blocks.iter().map(|&b| BlockId(b)).collect();
         Sequence { prompt_len, blocks, ..Sequence::new(RequestId(0), request, 99) }
     }

@@ -17,6 +17,7 @@ pub mod families;
 pub mod files;
 pub mod forward;
 pub mod kv;
+pub mod logprobs;
 pub mod lower;
 pub mod model;
 pub mod quantization;

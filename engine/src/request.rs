@@ -3,6 +3,7 @@
 //! Token ids only: text is turned into ids by [`crate::tokenizer`] before, and back by
 //! [`crate::stream`] after.
 
+use crate::logprobs::{LogprobsWanted, TOP_MAX, TokenLogprob};
 use crate::sampler::SamplingParams;
 use crate::speculation::SpeculationCounts;
 use kernels::program::TokenId;
@@ -22,11 +23,43 @@ pub struct Request {
     pub stop_tokens: Vec<TokenId>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
+    /// Which probabilities are reported.
+    pub logprobs: Option<LogprobsWanted>,
+    /// Requests of a larger one go first and are preempted last; equals go in order of arrival.
+    pub priority: i32,
+}
+
+impl Request {
+    /// Continues `prompt` greedily by `max_tokens` tokens and reports nothing but them.
+    pub fn new(prompt: Vec<TokenId>, max_tokens: u32) -> Self {
+        let (stop_tokens, sampling) = (Vec::new(), SamplingParams::greedy());
+        Self { prompt, max_tokens, stop_tokens, sampling, logprobs: None, priority: 0 }
+    }
+
+    /// Whether more probabilities are asked for than are ever reported.
+    pub(crate) fn check_logprobs(&self) -> Result<(), Rejected> {
+        match self.logprobs {
+            Some(LogprobsWanted { top, .. }) if top > TOP_MAX => Err(Rejected::Parameter {
+                parameter: "logprobs",
+                found: top.to_string(),
+                expected: "0 to 20",
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What happened to a request during a step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// How likely a token of the prompt was, where that was asked for: all but the first, in
+    /// order, before the first generated one.
+    Prompt {
+        /// Whose.
+        id: RequestId,
+        /// Its figures.
+        logprob: TokenLogprob,
+    },
     /// A token was generated.
     Token {
         /// Whose.
@@ -35,6 +68,8 @@ pub enum Event {
         token: TokenId,
         /// How it came about.
         source: TokenSource,
+        /// How likely it was, where that was asked for.
+        logprob: Option<TokenLogprob>,
     },
     /// No more tokens will come.
     Finished {
@@ -135,6 +170,9 @@ pub enum Rejected {
         /// Allowed range.
         expected: &'static str,
     },
+    /// Probabilities of prompt tokens are asked of an engine without room for them.
+    #[error("this engine computes no probabilities of prompt tokens: ask for those of generated tokens alone")]
+    PromptNotScored,
     /// The prompt needs more KV blocks than there are.
     #[error(
         "the prompt has {prompt} tokens, but the KV cache holds {positions}: shorten the prompt or give the KV cache more memory"

@@ -1,7 +1,7 @@
 //! Which tokens of which sequences the next step computes.
 //!
 //! One budget of tokens a step. First sequences that waited too long, then sequences that need one
-//! token (decodes), then prefill in chunks that fill the rest, in order of arrival. Blocks are
+//! token (decodes), then prefill in chunks that fill the rest, in the given order. Blocks are
 //! taken here; when a running sequence needs one and none is free, the youngest sequence gives
 //! all of its blocks up and is computed anew later. Prefill and decode are the same [`StepPart`].
 //!
@@ -22,6 +22,8 @@ pub struct Budget {
     pub tokens: usize,
     /// Most sequences that hold blocks, and so most parts; at least 1.
     pub sequences: usize,
+    /// Most prompt tokens whose own probabilities are computed.
+    pub scored: usize,
 }
 
 /// Tokens `start..end` of one sequence, some perhaps still to be proposed, and how many of their logits are wanted.
@@ -34,7 +36,8 @@ pub struct StepPart {
     /// End of the tokens; beyond the sequence's own there is room for proposed ones.
     pub end: usize,
     /// Logits are wanted of the last `outputs` tokens: none for a chunk inside a prefill, one
-    /// where a token can be chosen, and one for each proposed token.
+    /// where a token can be chosen, one for each proposed token, and all tokens of a prompt whose
+    /// own probabilities are wanted.
     pub outputs: usize,
 }
 
@@ -67,7 +70,7 @@ impl Scheduler {
         &mut self.plan.parts
     }
 
-    /// Plans the next step over `sequences`, which must be in order of arrival and hold all blocks
+    /// Plans the next step over `sequences`, which are in order (by priority and arrival) and hold all blocks
     /// that are taken from `pool`. Takes and gives back blocks, and counts who waits. While any
     /// sequence is open, the plan has at least one part or one sequence that is too large.
     pub fn plan(&mut self, sequences: &mut [Sequence], pool: &mut BlockPool, budget: Budget) {
@@ -75,7 +78,7 @@ impl Scheduler {
         self.plan.too_large.clear();
         self.plan.preempted = 0;
         self.sort(sequences);
-        let mut tokens_left = budget.tokens;
+        let (mut tokens_left, mut scored_left) = (budget.tokens, budget.scored);
         let mut decodes_left = sequences.iter().filter(|s| decodes(s)).count();
         for k in 0..self.order.len() {
             if tokens_left == 0 || self.plan.parts.len() == budget.sequences {
@@ -85,8 +88,14 @@ impl Scheduler {
             let decode = decodes(&sequences[i]);
             decodes_left -= usize::from(decode);
             if self.reserve(i, sequences, pool, budget.sequences) {
-                let mut part = part(i, &sequences[i], tokens_left);
+                let scores = sequences[i].scores_prompt();
+                if scores && scored_left == 0 {
+                    continue;
+                }
+                let room = if scores { tokens_left.min(scored_left) } else { tokens_left };
+                let mut part = part(i, &sequences[i], room);
                 tokens_left -= part.end - part.start;
+                scored_left -= if scores { part.outputs } else { 0 };
                 if decode {
                     // A token of another sequence goes before a guess for this one.
                     let room = tokens_left.saturating_sub(decodes_left);
@@ -211,18 +220,19 @@ fn room_for_proposals(
     if grown { room } else { 0 }
 }
 
-/// As many pending tokens of a sequence as fit; logits only where they reach its end.
+/// As many pending tokens of a sequence as fit; logits where they reach its end, and of all of
+/// them while its prompt is scored.
 fn part(index: usize, sequence: &Sequence, tokens_left: usize) -> StepPart {
     let (start, len) = (sequence.computed, sequence.tokens.len());
     let end = len.min(start + tokens_left);
-    StepPart { sequence: index, start, end, outputs: usize::from(end == len) }
+    let outputs = if sequence.scores_prompt() { end - start } else { usize::from(end == len) };
+    StepPart { sequence: index, start, end, outputs }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::request::{Request, RequestId};
-    use crate::sampler::SamplingParams;
     use kernels::program::TokenId;
 
     /// Sequences over a pool; running a plan appends a token wherever logits were wanted.
@@ -236,17 +246,12 @@ mod tests {
     impl World {
         /// Blocks of 4 positions.
         fn new(blocks: usize, tokens: usize, sequences: usize) -> Self {
-            let (pool, budget) = (BlockPool::new(blocks, 4), Budget { tokens, sequences });
+            let (pool, budget) = (BlockPool::new(blocks, 4), Budget { tokens, sequences, scored: 3 });
             Self { sequences: Vec::new(), pool, budget, scheduler: Scheduler::default() }
         }
 
         fn arrive(&mut self, prompt_len: usize) {
-            let request = Request {
-                prompt: vec![TokenId(0); prompt_len],
-                max_tokens: 10_000,
-                stop_tokens: Vec::new(),
-                sampling: SamplingParams::default(),
-            };
+            let request = Request::new(vec![TokenId(0); prompt_len], 10_000);
             let id = RequestId(self.sequences.len() as u64);
             self.sequences.push(Sequence::new(id, request, 100_000));
         }

@@ -3,6 +3,7 @@
 //! Plain data with the few rules that must hold however a sequence is scheduled. Not here: when
 //! it runs ([`crate::scheduler`]), how tokens are chosen ([`crate::sampler`]), devices.
 
+use crate::logprobs::LogprobsWanted;
 use crate::request::{FinishReason, Request, RequestId};
 use crate::sampler::{History, SamplingParams};
 use crate::speculation::DraftState;
@@ -34,6 +35,12 @@ pub struct Sequence {
     pub stop_tokens: Vec<TokenId>,
     /// How its tokens are chosen.
     pub sampling: SamplingParams,
+    /// Which probabilities are reported.
+    pub logprobs: Option<LogprobsWanted>,
+    /// Tokens of the prompt, the first one included, whose probability needs no reporting any more.
+    pub scored: usize,
+    /// Its place in line: larger ones go first.
+    pub priority: i32,
     /// What it is doing.
     pub phase: Phase,
     /// Tokens whose keys and values are in `blocks`; always fewer than `tokens.len()` between
@@ -58,6 +65,9 @@ impl Sequence {
             len_max: prompt_len.saturating_add(request.max_tokens as usize).min(context_len),
             stop_tokens: request.stop_tokens,
             sampling: request.sampling,
+            logprobs: request.logprobs,
+            scored: 1,
+            priority: request.priority,
             phase: Phase::Waiting,
             computed: 0,
             draft: DraftState::default(),
@@ -104,6 +114,11 @@ impl Sequence {
         self.len_max.saturating_sub(self.tokens.len() + 1)
     }
 
+    /// Whether probabilities of prompt tokens are still to be reported.
+    pub fn scores_prompt(&self) -> bool {
+        self.scored < self.prompt_len && self.logprobs.is_some_and(|wanted| wanted.prompt)
+    }
+
     /// Gives up what was computed, in all models: it starts anew from its tokens.
     pub fn reset(&mut self) {
         self.computed = 0;
@@ -129,8 +144,7 @@ mod tests {
     fn sequence(prompt: u32, max_tokens: u32, context_len: usize) -> Sequence {
         let prompt = (0..prompt).map(TokenId).collect();
         let stop_tokens = vec![TokenId(9)];
-        let sampling = SamplingParams::default();
-        let request = Request { prompt, max_tokens, stop_tokens, sampling };
+        let request = Request { stop_tokens, ..Request::new(prompt, max_tokens) };
         Sequence::new(RequestId(1), request, context_len)
     }
 

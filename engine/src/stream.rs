@@ -8,6 +8,7 @@
 use crate::Error;
 use crate::tokenizer::Tokenizer;
 use kernels::program::TokenId;
+use std::ops::Deref;
 
 /// What a token added to the text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -18,21 +19,22 @@ pub struct Piece {
     pub stopped: bool,
 }
 
-/// Turns the tokens of one sequence into text; special tokens print nothing.
+/// Turns the tokens of one sequence into text by a tokenizer (a reference or an `Arc`); special tokens
+/// print nothing.
 ///
 /// The pieces joined are the text of all tokens decoded at once, up to the first stop string. The
 /// one exception: a tokenizer with byte tokens decodes a run of them that is not UTF-8 to one
 /// U+FFFD a byte, also where part of the run is valid and was given out before. Here the part
 /// stays, and only the bytes after it become U+FFFD.
 #[derive(Debug)]
-pub struct TextStream<'t> {
-    detokenizer: Detokenizer<'t>,
+pub struct TextStream<T> {
+    detokenizer: Detokenizer<T>,
     stop: StopStrings,
 }
 
-impl<'t> TextStream<'t> {
+impl<T: Deref<Target = Tokenizer>> TextStream<T> {
     /// Starts a text that ends before the first of the `stop` strings; empty ones are ignored.
-    pub fn new(tokenizer: &'t Tokenizer, stop: Vec<String>) -> Self {
+    pub fn new(tokenizer: T, stop: Vec<String>) -> Self {
         Self { detokenizer: Detokenizer::new(tokenizer, true), stop: StopStrings::new(stop) }
     }
 
@@ -88,8 +90,8 @@ const PARTS_MAX: usize = 3;
 /// A window of tokens is decoded instead of all: `window[..read]` is given out already and only
 /// gives the rest its context (a space in front, a continued word).
 #[derive(Debug)]
-struct Detokenizer<'t> {
-    tokenizer: &'t Tokenizer,
+struct Detokenizer<T> {
+    tokenizer: T,
     skip_special: bool,
     window: Vec<TokenId>,
     read: usize,
@@ -97,8 +99,8 @@ struct Detokenizer<'t> {
     context: String,
 }
 
-impl<'t> Detokenizer<'t> {
-    fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> Self {
+impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
+    fn new(tokenizer: T, skip_special: bool) -> Self {
         Self { tokenizer, skip_special, window: Vec::new(), read: 0, context: String::new() }
     }
 

@@ -301,6 +301,7 @@ mod tests {
             block_len: BLOCK_LEN,
             max_waiting: 1,
             max_drafted,
+            max_scored: 0,
         }
     }
 

@@ -38,6 +38,7 @@ pub(crate) fn config(
         block_len: BLOCK_LEN,
         max_waiting: 1,
         max_drafted,
+        max_scored: 0,
     }
 }
 
@@ -88,6 +89,7 @@ pub(crate) fn drive(
         count(timings, progress, start);
         for event in events.drain(..) {
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { .. } if stopped => timings.decode_tokens -= 1,
                 Event::Token { token, source, .. } => {
                     cycle_tokens += usize::from(source != TokenSource::Plain);

@@ -149,7 +149,7 @@ fn request(args: &RunArgs, prompt: Vec<TokenId>, model: &Model) -> anyhow::Resul
     let stop_tokens = if args.ignore_eos { vec![] } else { model.stop_tokens().to_vec() };
     let sampling = sampling(&args.sampling);
     sampling.validate()?;
-    Ok(Request { prompt, max_tokens: args.max_tokens, stop_tokens, sampling })
+    Ok(Request { stop_tokens, sampling, ..Request::new(prompt, args.max_tokens) })
 }
 
 /// The parameters as the engine wants them, not checked.
@@ -165,6 +165,7 @@ pub(crate) fn sampling(args: &SamplingArgs) -> SamplingParams {
         presence_penalty: args.presence_penalty,
         logit_bias: args.logit_bias.iter().map(|&(id, bias)| (TokenId(id), bias)).collect(),
         seed: args.seed,
+        ..SamplingParams::default()
     }
 }
 
@@ -196,7 +197,7 @@ enum Show {
 
 /// What has been generated so far.
 struct Generation<'a> {
-    stream: Option<TextStream<'a>>,
+    stream: Option<TextStream<&'a Tokenizer>>,
     show: Show,
     ids: Vec<(TokenId, TokenSource)>,
     text: String,

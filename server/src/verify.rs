@@ -73,7 +73,7 @@ fn requests(
     let request = |(i, prompt): (usize, Vec<TokenId>)| {
         let (max_tokens, sampling) = (args.max_tokens, sampling.clone());
         let stop_tokens = model.stop_tokens().to_vec();
-        let request = Request { prompt, max_tokens, stop_tokens, sampling };
+        let request = Request { stop_tokens, sampling, ..Request::new(prompt, max_tokens) };
         config.check(&request).with_context(|| format!("prompt {}", i + 1))?;
         Ok(request)
     };

@@ -97,17 +97,11 @@ pub(crate) fn greedy(
         block_len: 16,
         max_waiting: 1,
         max_drafted: 0,
+            max_scored: 0,
     };
     let runner = device.backend().build(model.program(), &model.weights(), &config.step_limits());
     let mut engine = Engine::new(runner.expect("a valid model"), config);
-    let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let request = Request {
-        prompt: prompt.to_vec(),
-        max_tokens: tokens as u32,
-        stop_tokens: vec![],
-        sampling,
-    };
-    engine.submit(request).expect("a valid request");
+    engine.submit(Request::new(prompt.to_vec(), tokens as u32)).expect("a valid request");
     let (mut events, mut out) = (vec![], vec![]);
     loop {
         engine.step(&mut events).expect("a step");

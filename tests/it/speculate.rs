@@ -125,10 +125,9 @@ fn requests(max_tokens: u32) -> Vec<Request> {
     let all = [greedy.clone(), sampled(0.6, 0), sampled(1.0, 1), filtered, penalized, both];
     let prompts = prompts();
     let request = |(i, sampling): (usize, SamplingParams)| Request {
-        prompt: prompts[i % prompts.len()].clone(),
-        max_tokens: max_tokens + i as u32,
         stop_tokens: vec![TokenId(0)],
         sampling,
+        ..Request::new(prompts[i % prompts.len()].clone(), max_tokens + i as u32)
     };
     all.into_iter().enumerate().map(request).collect()
 }
@@ -224,11 +223,9 @@ fn a_draft_of_a_short_context_stops_drafting_and_nothing_else() {
 fn texts_end_at_the_same_token() {
     let verifier = demo("verifier");
     let backend = cpu(2);
-    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let prompt = prompts().remove(0);
     let request = |max_tokens, stop_tokens: Vec<TokenId>| {
-        let (prompt, sampling) = (prompt.clone(), greedy.clone());
-        Request { prompt, max_tokens, stop_tokens, sampling }
+        Request { stop_tokens, ..Request::new(prompt.clone(), max_tokens) }
     };
     let (all, _) = outputs(&verifier, None, &backend, &[request(24, vec![])]);
     // Every token of the text once as the one that ends it, and every limit.

@@ -5,6 +5,7 @@
 
 use super::{Engine, Progress};
 use crate::Error;
+use crate::logprobs::token_logprob;
 use crate::request::{Event, TokenSource};
 use crate::sampler::{Law, LogitsError, Sampler};
 use crate::scheduler::StepPart;
@@ -56,7 +57,8 @@ impl Engine {
             let decode = part.start >= sequence.prompt_len && part.start + proposed + 1 == len;
             sequence.computed = part.end - proposed;
             let before = sequence.draft.counts.accepted_tokens;
-            let chosen = if part.outputs > 0 { self.extend(part, row, events) } else { 0 };
+            let scored = self.score_prompt(part, row, events);
+            let chosen = if part.outputs > scored { self.extend(part, row + scored, events) } else { 0 };
             if decode {
                 decode_tokens += chosen;
                 let accepted = self.sequences[part.sequence].draft.counts.accepted_tokens - before;
@@ -70,6 +72,27 @@ impl Engine {
         Progress::Worked { prefill_tokens, decode_tokens }
     }
 
+    /// Tells how likely the known tokens after the first output rows of `part` were, where that
+    /// was asked for; how many rows precede known tokens.
+    fn score_prompt(&mut self, part: StepPart, row: usize, events: &mut Vec<Event>) -> usize {
+        let sequence = &mut self.sequences[part.sequence];
+        let len = sequence.tokens.len() - sequence.draft.proposed;
+        let first = part.end - part.outputs + 1;
+        let known = len.saturating_sub(first).min(part.outputs);
+        let Some(wanted) = sequence.logprobs.filter(|_| known > 0) else { return known };
+        let (vocab, id) = (self.config.vocab, sequence.id);
+        for (i, position) in (first..(first + known).min(sequence.prompt_len)).enumerate() {
+            if position < sequence.scored {
+                continue;
+            }
+            let logits_v = &self.output.logits[(row + i) * vocab..][..vocab];
+            let logprob = token_logprob(logits_v, sequence.tokens[position], wanted.top);
+            events.push(Event::Prompt { id, logprob });
+            sequence.scored = position + 1;
+        }
+        known
+    }
+
     /// Chooses tokens after `part` from the output rows that begin at `row`, until the verifier
     /// does not accept a proposed token or the sequence ends; how many.
     fn extend(&mut self, part: StepPart, row: usize, events: &mut Vec<Event>) -> usize {
@@ -79,11 +102,13 @@ impl Engine {
         let rule = self.speculation.as_ref().map_or(Rule::Coupled, |s| s.rule);
         let rows = self.output.logits[row * self.config.vocab..].chunks_exact(self.config.vocab);
         let mut end = None;
-        for (i, logits_v) in rows.take(part.outputs).enumerate() {
+        let wanted = sequence.logprobs;
+        for (i, logits_v) in rows.take(1 + self.proposed.len()).enumerate() {
             let guess = Guess { proposed: self.proposed.get(i).copied(), row: i, rule };
             match guess.resolve(&mut self.sampler, logits_v, sequence) {
                 Ok((token, source)) => {
-                    events.push(Event::Token { id, token, source });
+                    let logprob = wanted.map(|w| token_logprob(logits_v, token, w.top));
+                    events.push(Event::Token { id, token, source, logprob });
                     let speculation = sequence.draft.counts;
                     end = (sequence.push(token)).map(|reason| Event::Finished {
                         id,

@@ -52,15 +52,19 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Most tokens proposed for a sequence in a step; 0 without a draft.
     pub max_drafted: usize,
+    /// Most prompt tokens of a step whose own probabilities are computed; 0 where requests cannot
+    /// ask for them.
+    pub max_scored: usize,
 }
 
 impl EngineConfig {
     /// The limits the runner must be built for.
     pub fn step_limits(&self) -> StepLimits {
+        let chosen = self.max_sequences.saturating_mul(1 + self.max_drafted);
         StepLimits {
             tokens: self.step_tokens,
             sequences: self.max_sequences,
-            outputs: self.max_sequences.saturating_mul(1 + self.max_drafted).min(self.step_tokens),
+            outputs: chosen.saturating_add(self.max_scored).min(self.step_tokens),
             blocks: self.blocks,
             block_len: self.block_len,
             trace: false,
@@ -101,11 +105,15 @@ impl EngineConfig {
         };
         prompt.iter().map(|t| t.0).enumerate().try_for_each(outside)?;
         sampling.logit_bias.iter().map(|(t, _)| t.0).enumerate().try_for_each(outside)?;
+        request.check_logprobs()?;
+        if self.max_scored == 0 && request.logprobs.is_some_and(|wanted| wanted.prompt) {
+            return Err(Rejected::PromptNotScored);
+        }
         sampling.validate()
     }
 
     fn budget(&self) -> Budget {
-        Budget { tokens: self.step_tokens, sequences: self.max_sequences }
+        Budget { tokens: self.step_tokens, sequences: self.max_sequences, scored: self.max_scored }
     }
 }
 
@@ -142,7 +150,7 @@ pub struct Engine {
     runner: Box<dyn Runner>,
     config: EngineConfig,
     pool: BlockPool,
-    /// In order of arrival; the scheduler relies on it.
+    /// By falling priority, equals in order of arrival; the scheduler relies on it.
     sequences: Vec<Sequence>,
     scheduler: Scheduler,
     batch: Batch,
@@ -209,7 +217,9 @@ impl Engine {
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.sequences.push(Sequence::new(id, request, context_len as usize));
+        let sequence = Sequence::new(id, request, context_len as usize);
+        let at = self.sequences.partition_point(|s| s.priority >= sequence.priority);
+        self.sequences.insert(at, sequence);
         Ok(id)
     }
 

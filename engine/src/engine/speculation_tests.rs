@@ -23,6 +23,7 @@ fn config(max_drafted: usize) -> EngineConfig {
         block_len: 4,
         max_waiting: 4,
         max_drafted,
+        max_scored: 0,
     }
 }
 
@@ -47,7 +48,7 @@ fn engine_of(right: u64, drafted: usize, length: Length, rule: Rule) -> (Engine,
 
 fn request(max_tokens: u32, sampling: SamplingParams) -> Request {
     let prompt = [1, 2, 0, 1, 1].map(TokenId).to_vec();
-    Request { prompt, max_tokens, stop_tokens: vec![], sampling }
+    Request { sampling, ..Request::new(prompt, max_tokens) }
 }
 
 fn run(engine: &mut Engine, request: Request) -> (Vec<(TokenId, TokenSource)>, SpeculationCounts) {
@@ -57,6 +58,7 @@ fn run(engine: &mut Engine, request: Request) -> (Vec<(TokenId, TokenSource)>, S
         engine.step(&mut events).unwrap();
         for event in events.drain(..) {
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { token, source, .. } => tokens.push((token, source)),
                 Event::Finished { speculation, .. } => return (tokens, speculation),
                 Event::Failed { reason, .. } => panic!("{reason}"),

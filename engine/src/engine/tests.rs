@@ -2,6 +2,7 @@
 
 use super::scripted::{Faults, Log, ScriptedRunner, StepSize, expected_logits};
 use super::*;
+use crate::logprobs::{LogprobsWanted, token_logprob};
 use crate::request::TokenSource;
 use crate::sampler::{SamplingParams, sample};
 use crate::scheduler::WAITED_MAX;
@@ -23,6 +24,7 @@ const CONFIG: EngineConfig = EngineConfig {
     block_len: 4,
     max_waiting: 16,
     max_drafted: 0,
+    max_scored: 4,
 };
 
 fn engine_with(config: EngineConfig, faults: Faults) -> (Engine, Log) {
@@ -36,12 +38,8 @@ fn engine(config: EngineConfig) -> Engine {
 }
 
 fn request(prompt: &[u32], max_tokens: u32) -> Request {
-    Request {
-        prompt: prompt.iter().map(|&t| TokenId(t)).collect(),
-        max_tokens,
-        stop_tokens: Vec::new(),
-        sampling: SamplingParams::default(),
-    }
+    let prompt = prompt.iter().map(|&t| TokenId(t)).collect();
+    Request { sampling: SamplingParams::default(), ..Request::new(prompt, max_tokens) }
 }
 
 fn prompt(len: usize) -> Vec<u32> {
@@ -94,6 +92,10 @@ enum End {
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Outcome {
     tokens: Vec<TokenId>,
+    /// Log-probabilities of the prompt's tokens, where they are wanted.
+    prompt: Vec<f32>,
+    /// Those of the generated ones.
+    logprobs: Vec<f32>,
     end: Option<End>,
 }
 
@@ -109,12 +111,16 @@ struct Sources {
 fn collect(outcomes: &mut BTreeMap<RequestId, Outcome>, events: &mut Vec<Event>) -> Sources {
     let mut sources = Sources::default();
     for event in events.drain(..) {
-        let (Event::Token { id, .. } | Event::Finished { id, .. } | Event::Failed { id, .. }) =
-            event;
+        let id = match &event {
+            Event::Prompt { id, .. } | Event::Token { id, .. } => *id,
+            Event::Finished { id, .. } | Event::Failed { id, .. } => *id,
+        };
         let outcome = outcomes.entry(id).or_default();
         assert_eq!(outcome.end, None, "an event after the end of {id:?}: {event:?}");
         match event {
-            Event::Token { token, source, .. } => {
+            Event::Prompt { logprob, .. } => outcome.prompt.push(logprob.logprob),
+            Event::Token { token, source, logprob, .. } => {
+                outcome.logprobs.extend(logprob.map(|l| l.logprob));
                 outcome.tokens.push(token);
                 sources.drafted += u64::from(source == TokenSource::Drafted);
                 sources.corrected += u64::from(source == TokenSource::Corrected);
@@ -140,14 +146,18 @@ fn run_to_the_end(engine: &mut Engine) -> BTreeMap<RequestId, Outcome> {
 /// What a request must get, found without an engine.
 fn oracle(request: &Request, config: &EngineConfig) -> Outcome {
     let (mut tokens, prompt_len) = (request.prompt.clone(), request.prompt.len());
+    let row_v = |tokens: &[TokenId]| expected_logits(tokens, prompt_len, config.vocab);
+    let mut logprobs = vec![];
     let end = loop {
         if tokens.len() > config.blocks * config.block_len {
             break End::Failed(String::new());
         }
-        let logits_v = expected_logits(&tokens, prompt_len, config.vocab);
+        let logits_v = row_v(&tokens);
         let (prompt, generated) = tokens.split_at(prompt_len);
         let history = crate::sampler::History { prompt, generated };
         let token = sample(&logits_v, &history, &request.sampling, tokens.len() as u32).unwrap();
+        let wanted = request.logprobs;
+        logprobs.extend(wanted.map(|w| token_logprob(&logits_v, token, w.top).logprob));
         tokens.push(token);
         if request.stop_tokens.contains(&token) {
             break End::Finished(FinishReason::Stop);
@@ -157,7 +167,13 @@ fn oracle(request: &Request, config: &EngineConfig) -> Outcome {
             break End::Finished(FinishReason::Length);
         }
     };
-    Outcome { tokens: tokens.split_off(prompt_len), end: Some(end) }
+    let scored = match request.logprobs {
+        Some(wanted) if wanted.prompt => 1..prompt_len,
+        _ => 0..0,
+    };
+    let logprob = |p: usize| token_logprob(&row_v(&tokens[..p]), tokens[p], 0).logprob;
+    let prompt = scored.map(logprob).collect();
+    Outcome { tokens: tokens.split_off(prompt_len), prompt, logprobs, end: Some(end) }
 }
 
 fn random_sampling(rng: &mut Rng) -> SamplingParams {
@@ -177,12 +193,22 @@ fn random_request(rng: &mut Rng, config: &EngineConfig) -> Request {
     let longest = if rng.below(3) == 0 { longest } else { longest.min(6) };
     let (len, stops) = (1 + rng.below(longest), rng.below(2));
     let mut token = || TokenId(rng.below(config.vocab) as u32);
+    let prompt = (0..len).map(|_| token()).collect();
+    let stop_tokens: Vec<TokenId> = (0..stops).map(|_| token()).collect();
+    let (min_tokens, end_tokens) = (rng.below(6) as u32, stop_tokens.clone());
     Request {
-        prompt: (0..len).map(|_| token()).collect(),
-        stop_tokens: (0..stops).map(|_| token()).collect(),
+        prompt,
+        stop_tokens,
         max_tokens: 1 + rng.below(40) as u32,
-        sampling: random_sampling(rng),
+        sampling: SamplingParams { min_tokens, end_tokens, ..random_sampling(rng) },
+        logprobs: random_logprobs(rng),
+        priority: rng.below(3) as i32 - 1,
     }
+}
+
+fn random_logprobs(rng: &mut Rng) -> Option<LogprobsWanted> {
+    let prompt = rng.below(2) == 0;
+    (rng.below(3) == 0).then(|| LogprobsWanted { top: rng.below(3) as u32, prompt })
 }
 
 fn random_config(rng: &mut Rng) -> EngineConfig {
@@ -197,6 +223,7 @@ fn random_config(rng: &mut Rng) -> EngineConfig {
         block_len: 1 + rng.below(8),
         max_waiting: rng.below(12),
         max_drafted: rng.below(7),
+        max_scored: 1 + rng.below(9),
     }
 }
 
@@ -319,6 +346,8 @@ impl Run {
                 continue;
             }
             assert_eq!(found.tokens, expected.tokens, "{id:?}");
+            assert_eq!(found.logprobs, expected.logprobs, "{id:?}");
+            assert_eq!(found.prompt, expected.prompt, "{id:?}");
             if let (Some(End::Failed(_)), Some(End::Failed(why))) = (&expected.end, &found.end) {
                 assert!(why.contains("KV blocks"), "{why}");
                 coverage.too_large += 1;

@@ -41,6 +41,15 @@ pub fn logit_bias(logits_v: &mut [f32], bias: &[(TokenId, f32)]) {
     }
 }
 
+/// Makes `tokens` impossible.
+pub fn ban(logits_v: &mut [f32], tokens: &[TokenId]) {
+    for token in tokens {
+        if let Some(logit) = logits_v.get_mut(token.index()) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
 /// Divides the positive and multiplies the other logits of all seen tokens by `penalty`, once each.
 pub fn repetition(logits_v: &mut [f32], history: &History<'_>, penalty: f32, tally: &mut Tally) {
     if penalty == 1.0 {

@@ -140,7 +140,8 @@ impl Sampler {
         history: &History<'_>,
         params: &SamplingParams,
     ) -> &'a [f32] {
-        if !params.adjusts() {
+        let generated = history.generated.len();
+        if !params.adjusts(generated) {
             return logits_v;
         }
         let Self { row_v, tally, .. } = self;
@@ -150,6 +151,9 @@ impl Sampler {
         adjust::repetition(row_v, history, params.repetition_penalty, tally);
         let (frequency, presence) = (params.frequency_penalty, params.presence_penalty);
         adjust::frequency_presence(row_v, history.generated, frequency, presence, tally);
+        if params.holds_back(generated) {
+            adjust::ban(row_v, &params.end_tokens);
+        }
         row_v
     }
 

@@ -27,6 +27,10 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Added to the logits of single tokens. Range -100..=100 each.
     pub logit_bias: Vec<(TokenId, f32)>,
+    /// Tokens that must be generated before one of `end_tokens` may be.
+    pub min_tokens: u32,
+    /// What `min_tokens` holds back.
+    pub end_tokens: Vec<TokenId>,
     /// Seed of the noise.
     pub seed: u64,
 }
@@ -43,6 +47,8 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             logit_bias: Vec::new(),
+            min_tokens: 0,
+            end_tokens: Vec::new(),
             seed: 0,
         }
     }
@@ -77,11 +83,17 @@ impl SamplingParams {
     }
 
     /// Whether logits change before they are compared at all.
-    pub(super) fn adjusts(&self) -> bool {
-        !self.logit_bias.is_empty()
+    pub(super) fn adjusts(&self, generated: usize) -> bool {
+        self.holds_back(generated)
+            || !self.logit_bias.is_empty()
             || self.repetition_penalty != 1.0
             || self.frequency_penalty != 0.0
             || self.presence_penalty != 0.0
+    }
+
+    /// Whether the token after `generated` others may not be one that ends the sequence.
+    pub(super) fn holds_back(&self, generated: usize) -> bool {
+        generated < self.min_tokens as usize && !self.end_tokens.is_empty()
     }
 }
 

@@ -315,6 +315,7 @@ proptest! {
         let params = SamplingParams {
             temperature: t, top_k: k, top_p: p, min_p: q, typical_p: p, repetition_penalty: r,
             frequency_penalty: f, presence_penalty: -f, logit_bias: vec![(TokenId(3), 50.0 * f)], seed,
+            min_tokens: 4, end_tokens: ids(&[1]),
         };
         prop_assert_eq!(params.validate(), Ok(()));
         let history = History { prompt: &ids(&[0, 5, 90]), generated: &ids(&[2, 3, 2]) };

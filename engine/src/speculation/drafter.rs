@@ -89,8 +89,9 @@ impl Drafter {
         }
         for part in parts {
             let sequence = &sequences[part.sequence];
-            part.end = part.end.min(sequence.tokens.len());
-            part.outputs = part.outputs.min(1 + sequence.draft.proposed);
+            let surplus = part.end.saturating_sub(sequence.tokens.len());
+            part.end -= surplus;
+            part.outputs -= surplus;
         }
         Ok(())
     }
