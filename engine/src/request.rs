@@ -171,7 +171,9 @@ pub enum Rejected {
         expected: &'static str,
     },
     /// Probabilities of prompt tokens are asked of an engine without room for them.
-    #[error("this engine computes no probabilities of prompt tokens: ask for those of generated tokens alone")]
+    #[error(
+        "this engine computes no probabilities of prompt tokens: ask for those of generated tokens alone"
+    )]
     PromptNotScored,
     /// The prompt needs more KV blocks than there are.
     #[error(

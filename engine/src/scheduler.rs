@@ -246,7 +246,8 @@ mod tests {
     impl World {
         /// Blocks of 4 positions.
         fn new(blocks: usize, tokens: usize, sequences: usize) -> Self {
-            let (pool, budget) = (BlockPool::new(blocks, 4), Budget { tokens, sequences, scored: 3 });
+            let (pool, budget) =
+                (BlockPool::new(blocks, 4), Budget { tokens, sequences, scored: 3 });
             Self { sequences: Vec::new(), pool, budget, scheduler: Scheduler::default() }
         }
 

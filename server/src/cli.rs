@@ -1,11 +1,13 @@
 //! What can be typed: commands, arguments and their help. No behaviour.
 
 mod bench;
+mod serve;
 mod speculation;
 
 pub use bench::{
     BenchArgs, BenchPart, KernelsArgs, MeasuringArgs, OutputFormat, ShapeFormat, SubjectArgs,
 };
+pub use serve::{AccessArgs, ServeArgs};
 pub use speculation::{DraftName, DraftTokens, ModelName, RuleName, SpeculationArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -25,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Continue a prompt and stream the text
     Run(RunArgs),
+    /// Serve the OpenAI API
+    Serve(ServeArgs),
     /// Run prompts with and without a draft and certify that the texts are the same
     Verify(VerifyArgs),
     /// Write the logits of every position of a token sequence to a safetensors file

@@ -19,6 +19,7 @@ mod io;
 mod load;
 mod logits;
 mod run;
+mod serve;
 mod speculate;
 mod speed;
 mod verify;
@@ -54,6 +55,7 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>, io: &mut Io<'_>) -> u
 fn dispatch(command: &cli::Command, io: &mut Io<'_>) -> anyhow::Result<()> {
     match command {
         cli::Command::Run(args) => run::run(args, io),
+        cli::Command::Serve(args) => serve::run(args, io),
         cli::Command::Verify(args) => verify::run(args, io),
         cli::Command::Logits(args) => logits::run(args, io),
         cli::Command::Inspect(args) => inspect::run(args, io),

@@ -97,7 +97,7 @@ pub(crate) fn greedy(
         block_len: 16,
         max_waiting: 1,
         max_drafted: 0,
-            max_scored: 0,
+        max_scored: 0,
     };
     let runner = device.backend().build(model.program(), &model.weights(), &config.step_limits());
     let mut engine = Engine::new(runner.expect("a valid model"), config);

@@ -224,8 +224,9 @@ fn texts_end_at_the_same_token() {
     let verifier = demo("verifier");
     let backend = cpu(2);
     let prompt = prompts().remove(0);
-    let request = |max_tokens, stop_tokens: Vec<TokenId>| {
-        Request { stop_tokens, ..Request::new(prompt.clone(), max_tokens) }
+    let request = |max_tokens, stop_tokens: Vec<TokenId>| Request {
+        stop_tokens,
+        ..Request::new(prompt.clone(), max_tokens)
     };
     let (all, _) = outputs(&verifier, None, &backend, &[request(24, vec![])]);
     // Every token of the text once as the one that ends it, and every limit.

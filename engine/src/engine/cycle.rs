@@ -58,7 +58,8 @@ impl Engine {
             sequence.computed = part.end - proposed;
             let before = sequence.draft.counts.accepted_tokens;
             let scored = self.score_prompt(part, row, events);
-            let chosen = if part.outputs > scored { self.extend(part, row + scored, events) } else { 0 };
+            let chosen =
+                if part.outputs > scored { self.extend(part, row + scored, events) } else { 0 };
             if decode {
                 decode_tokens += chosen;
                 let accepted = self.sequences[part.sequence].draft.counts.accepted_tokens - before;

@@ -1,0 +1,61 @@
+//! What can be typed after `foretoken serve`. No behaviour.
+
+use super::{DeviceArgs, SpeculationArgs};
+use clap::Args;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Model folder, `demo` or `demo-draft`; default `demo`, with its draft
+    pub model: Option<String>,
+    /// Name of the model for clients; default: the folder's name
+    #[arg(long, value_name = "NAME")]
+    pub served_model_name: Option<String>,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Most requests that are computed at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max_running: u32,
+    /// Most requests that wait beside them; more are refused with status 429
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=65536))]
+    pub max_queue: u32,
+    /// Tokens for which keys and values are kept; default: what --max-running contexts need, at
+    /// most half of the free memory
+    #[arg(long, value_name = "N")]
+    pub kv_tokens: Option<usize>,
+    /// Seconds that open requests may go on after SIGTERM or ctrl-c
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    pub drain_seconds: u64,
+    /// Who may listen and call.
+    #[command(flatten)]
+    pub access: AccessArgs,
+    /// Guessing ahead.
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
+    /// Device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Who may call a server.
+#[derive(Debug, Args)]
+pub struct AccessArgs {
+    /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Vec<String>,
+    /// File with a key a line
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Listen on an address that others can reach though no key is asked for
+    #[arg(long)]
+    pub allow_public: bool,
+    /// Origin of web pages that may call, such as https://example.org, or `*`; may be repeated
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors_origin: Vec<String>,
+}

@@ -1,0 +1,118 @@
+//! What every handler can reach: the model as clients see it, and the engine's handle.
+//!
+//! The address is open before the model is loaded; until then [`App::ready`] refuses.
+
+use super::error::ApiError;
+use super::metrics::Metrics;
+use super::worker::Handle;
+use axum::http::StatusCode;
+use engine::chat::ChatTemplate;
+use engine::engine::EngineConfig;
+use engine::spec::ModelSpec;
+use engine::tokenizer::Tokenizer;
+use kernels::program::TokenId;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The model that is served.
+#[derive(Debug)]
+pub(crate) struct Served {
+    /// What clients call it.
+    pub name: String,
+    pub spec: ModelSpec,
+    pub config: EngineConfig,
+    pub stop_tokens: Vec<TokenId>,
+    pub tokenizer: Arc<Tokenizer>,
+    /// None if the model comes without one.
+    pub template: Option<ChatTemplate>,
+}
+
+/// Shared by all handlers.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub handle: Handle,
+    pub metrics: Arc<Metrics>,
+    /// Seconds since 1970 when the server began.
+    pub created: u64,
+    served: OnceLock<Arc<Served>>,
+    stopping: AtomicBool,
+    ids: AtomicU64,
+}
+
+impl App {
+    /// An app whose model is still loading.
+    pub(crate) fn new(handle: Handle, metrics: Arc<Metrics>) -> Self {
+        let (served, stopping) = (OnceLock::new(), AtomicBool::new(false));
+        let ids = AtomicU64::new(nanoseconds());
+        Self { handle, metrics, created: seconds(), served, stopping, ids }
+    }
+
+    /// Says that the model is loaded.
+    pub(crate) fn serve(&self, served: Served) {
+        // There is one loader, so nothing was set before.
+        let _ = self.served.set(Arc::new(served));
+    }
+
+    /// Says that no more requests are taken.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// The model, or why there is none.
+    pub(crate) fn ready(&self) -> Result<Arc<Served>, ApiError> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(ApiError::unavailable("the server is stopping").code("stopping"));
+        }
+        let served = self.served.get().cloned();
+        served.ok_or_else(|| ApiError::unavailable("the model is loading").code("loading"))
+    }
+
+    /// A name for an answer that no other answer has.
+    pub(crate) fn answer_id(&self, prefix: &str) -> String {
+        format!("{prefix}-{:016x}", self.ids.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A seed for a request without one.
+    pub(crate) fn seed(&self) -> u64 {
+        // Neighbouring numbers become unlike seeds.
+        self.ids.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn nanoseconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+impl Served {
+    /// Refuses a request for another model.
+    pub(crate) fn check_name(&self, asked: Option<&str>) -> Result<(), ApiError> {
+        match asked {
+            Some(name) if name != self.name => {
+                let message = format!("there is no model {name:?}, only {:?}", self.name);
+                let error = ApiError::invalid(message).of("model").code("model_not_found");
+                Err(ApiError { status: StatusCode::NOT_FOUND, ..error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tokens of `text`.
+    pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<TokenId>, ApiError> {
+        let tokens = self.tokenizer.encode(text, special);
+        tokens.map_err(|_| {
+            ApiError::invalid("the text has characters the vocabulary cannot represent")
+        })
+    }
+
+    /// The text of a single token; half a character is U+FFFD.
+    pub(crate) fn token_text(&self, token: TokenId) -> Result<String, ApiError> {
+        let text = self.tokenizer.decode(&[token], false);
+        text.map_err(|_| ApiError::failed(format!("token {} has no text", token.0)))
+    }
+}

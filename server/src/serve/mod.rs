@@ -1,0 +1,166 @@
+//! `foretoken serve`: the OpenAI API over one engine.
+//!
+//! ```text
+//! tokio threads: HTTP ── handler ── Generation ◀─ Updates ─┐ per request, never full
+//!                            └───────── Handle ─ Command ──▶ worker ── Engine   (this thread)
+//! ```
+//! The address opens first, then the model loads, then this thread becomes the engine's. Not here:
+//! one prompt at a terminal ([`crate::run`]).
+
+mod app;
+mod error;
+mod extract;
+mod generation;
+mod metrics;
+mod openai;
+mod routes;
+mod sse;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use crate::Io;
+use crate::bench::machine;
+use crate::cli::{HeadName, ServeArgs};
+use crate::speculate::Draft;
+use crate::{generate, load, run};
+use anyhow::{Context, bail};
+use app::{App, Served};
+use engine::chat::ChatTemplate;
+use engine::engine::{Engine, EngineConfig};
+use engine::kv::BLOCK_LEN;
+use engine::model::Model;
+use metrics::Metrics;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+/// Threads that speak HTTP; the engine has its own.
+const HTTP_THREADS: usize = 2;
+/// Prompt tokens of a step whose probabilities may be wanted.
+const MAX_SCORED: usize = 64;
+/// After the last answer, time for it to reach its client.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Runs the command until it is told to stop.
+pub(crate) fn run(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the threads that speak HTTP")?;
+    let listener = listen(args, &runtime)?;
+    let address = listener.local_addr().context("the socket has no address")?;
+    let metrics = Arc::new(Metrics::new()?);
+    let (handle, inbox) = worker::channel();
+    let app = Arc::new(App::new(handle, metrics.clone()));
+    let server = runtime.spawn(serve(listener, app.clone()));
+    writeln!(io.err, "foretoken: http://{address} is open; loading the model")?;
+    let (engine, served) = load(args, io)?;
+    writeln!(io.err, "foretoken: {} is served at http://{address}", served.name)?;
+    app.serve(served);
+    worker::run(engine, inbox, &metrics, Duration::from_secs(args.drain_seconds));
+    app.stop();
+    // Who is still connected then keeps nobody from ending.
+    let _ = runtime.block_on(async { tokio::time::timeout(FAREWELL, server).await });
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn listen(args: &ServeArgs, runtime: &Runtime) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(args.host, args.port);
+    let listener = runtime.block_on(TcpListener::bind(address));
+    listener.with_context(|| format!("cannot listen on {address}: choose another --port or --host"))
+}
+
+/// Answers until the process is told to stop and all connections are done.
+async fn serve(listener: TcpListener, app: Arc<App>) {
+    let router = routes::router(app.clone());
+    let stop = async move {
+        told_to_stop().await;
+        app.stop();
+        app.handle.stop().await;
+    };
+    // axum::serve itself never fails: errors of single connections end those alone.
+    let _ = axum::serve(listener, router).with_graceful_shutdown(stop).await;
+}
+
+/// Waits for ctrl-c or SIGTERM.
+async fn told_to_stop() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+/// The engine, and what clients see of its model.
+fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
+    let name = args.model.as_deref().unwrap_or("demo");
+    let head = load::head(args.device.head.unwrap_or(HeadName::Auto), args.device.device);
+    let model = load::open(name, head)?;
+    let draft = Draft::open(&args.speculation, &model, args.model.is_some(), &args.device)?;
+    let tokenizer = run::tokenizer(&model, false)?.context("a server needs a tokenizer")?;
+    let template = ChatTemplate::from_files(model.files())?;
+    let config = config(args, &model, draft.as_ref())?;
+    let backend = load::backend(&args.device)?;
+    let engine = generate::engine(&model, draft.as_ref(), config, backend.as_ref(), io)?;
+    let served = Served {
+        name: args.served_model_name.clone().unwrap_or_else(|| base_name(name)),
+        spec: model.spec().clone(),
+        config,
+        stop_tokens: model.stop_tokens().to_vec(),
+        tokenizer: Arc::new(tokenizer),
+        template,
+    };
+    Ok((engine, served))
+}
+
+/// The last part of a path.
+fn base_name(name: &str) -> String {
+    let last = Path::new(name).file_name().map(|last| last.to_string_lossy().into_owned());
+    last.unwrap_or_else(|| name.to_owned())
+}
+
+/// Sizes of the engine: a prompt chunk beside the decodes of a full house, and keys and values for
+/// every running request if the memory allows.
+fn config(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> anyhow::Result<EngineConfig> {
+    let (spec, max_sequences) = (model.spec(), args.max_running as usize);
+    let max_drafted = draft.map_or(0, Draft::max_drafted);
+    let positions = positions(args, model, draft);
+    if positions < BLOCK_LEN {
+        bail!("--kv-tokens is {positions}: give at least {BLOCK_LEN}");
+    }
+    Ok(EngineConfig {
+        vocab: spec.vocab,
+        context_len: spec.context_len,
+        step_tokens: load::STEP_TOKENS.max(2 * max_sequences),
+        max_sequences,
+        blocks: positions / BLOCK_LEN,
+        block_len: BLOCK_LEN,
+        max_waiting: args.max_queue as usize,
+        max_drafted,
+        max_scored: MAX_SCORED,
+    })
+}
+
+/// Positions for which keys and values are kept.
+fn positions(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> usize {
+    let wanted = (args.max_running as usize).saturating_mul(model.spec().context_len as usize);
+    let drafts = draft.and_then(Draft::model).map_or(0, |m| m.program().kv_elements_per_token());
+    // Two bytes an element.
+    let bytes = 2 * (model.program().kv_elements_per_token() + drafts).max(1);
+    let free = machine::available_memory().unwrap_or(u64::MAX);
+    let fits = usize::try_from(free / 2).unwrap_or(usize::MAX) / bytes;
+    args.kv_tokens.unwrap_or_else(|| wanted.min(fits)).next_multiple_of(BLOCK_LEN)
+}

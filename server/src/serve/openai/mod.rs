@@ -1,0 +1,10 @@
+//! The OpenAI API's JSON: what requests say, what answers say.
+//!
+//! [`params`] are the parameters that completions and chats share, [`choices`] runs one or several
+//! continuations of them. Not here: how tokens come about.
+
+pub(crate) mod choices;
+pub(crate) mod completions;
+pub(crate) mod models;
+pub(crate) mod params;
+pub(crate) mod usage;

@@ -1,0 +1,48 @@
+//! Which path is served by whom.
+
+use super::app::App;
+use super::error::ApiError;
+use super::openai::{completions, models};
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use std::sync::Arc;
+
+/// All paths of a server.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(health))
+        .route("/metrics", get(metrics))
+        .route("/v1/models", get(models::models))
+        .route("/v1/completions", post(completions::completions))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .with_state(app)
+}
+
+/// Whether requests are served: 503 while the model is loading and while the server stops.
+#[utoipa::path(get, path = "/health", responses((status = 200), (status = 503)))]
+pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
+    app.ready().map(|_| "ok")
+}
+
+/// Counters in the text format of Prometheus.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let text = app.metrics.text().map_err(|e| ApiError::failed(e.to_string()))?;
+    let kind = [(axum::http::header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    Ok((kind, text).into_response())
+}
+
+async fn unknown_path(uri: axum::http::Uri) -> ApiError {
+    let message = format!("there is nothing at {}; /openapi.json lists what there is", uri.path());
+    ApiError { status: StatusCode::NOT_FOUND, ..ApiError::invalid(message) }
+}
+
+async fn unknown_method(method: axum::http::Method, uri: axum::http::Uri) -> ApiError {
+    let message = format!("{} does not take {method}", uri.path());
+    ApiError { status: StatusCode::METHOD_NOT_ALLOWED, ..ApiError::invalid(message) }
+}

@@ -1,0 +1,315 @@
+//! The engine's side of a server: takes requests from a channel, steps, and tells each request's
+//! client what came of it.
+//!
+//! One thread owns the engine; clients hold a [`Handle`] and, for each request, [`Updates`]. A
+//! client's channel has room for everything its request can ever say, so that a slow reader never
+//! stops a step. A dropped [`Updates`] cancels its request. Not here: HTTP, text.
+
+use super::metrics::Metrics;
+use engine::engine::{Engine, EngineConfig, Progress};
+use engine::logprobs::TokenLogprob;
+use engine::request::{Event, FinishReason, Rejected, Request, RequestId, TokenSource};
+use engine::speculation::SpeculationCounts;
+use kernels::program::TokenId;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// Commands that wait for the end of a step.
+const COMMANDS: usize = 256;
+
+/// A generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Token {
+    pub id: TokenId,
+    pub source: TokenSource,
+    pub logprob: Option<TokenLogprob>,
+}
+
+/// What a client hears of its request.
+#[derive(Debug)]
+pub(crate) enum Update {
+    /// How likely some of the prompt's tokens were, in order from the second.
+    Prompt(Vec<TokenLogprob>),
+    /// What a step generated.
+    Tokens(Vec<Token>),
+    /// The last update.
+    Ended(Ending),
+    /// The last update: it failed, in a sentence.
+    Failed(String),
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ending {
+    pub reason: FinishReason,
+    pub speculation: SpeculationCounts,
+    /// Cycles by how many proposed tokens they accepted, from 0 to the most that may be drafted.
+    pub accepted_in: Vec<u64>,
+    pub times: Times,
+}
+
+/// Where a request's time went.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Times {
+    /// From its arrival to its first token, waiting included.
+    pub prompt: Duration,
+    /// From its first token to its end.
+    pub decode: Duration,
+}
+
+/// Why a request is not served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    #[error("the server is stopping: send the request to another one, or later")]
+    Stopping,
+}
+
+enum Command {
+    Submit { request: Box<Request>, reply: oneshot::Sender<Result<Updates, Rejected>> },
+    Stop,
+}
+
+/// A client's end of a request.
+#[derive(Debug)]
+pub(crate) struct Updates {
+    receiver: mpsc::Receiver<Update>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Updates {
+    /// The next update; none after the last one.
+    pub(crate) async fn next(&mut self) -> Option<Update> {
+        self.receiver.recv().await
+    }
+
+    /// Asks for no more tokens; [`Update::Ended`] still comes.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The engine as its clients see it.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Handle {
+    /// Has `request` computed.
+    pub(crate) async fn submit(&self, request: Request) -> Result<Updates, Refused> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Submit { request: Box::new(request), reply };
+        self.commands.send(command).await.map_err(|_| Refused::Stopping)?;
+        Ok(answer.await.map_err(|_| Refused::Stopping)??)
+    }
+
+    /// Takes no more requests and ends when the open ones have ended.
+    pub(crate) async fn stop(&self) {
+        // The worker is gone already where this fails.
+        let _ = self.commands.send(Command::Stop).await;
+    }
+}
+
+/// Requests on their way to a worker.
+#[derive(Debug)]
+pub(crate) struct Inbox(mpsc::Receiver<Command>);
+
+/// A handle and where its requests arrive.
+pub(crate) fn channel() -> (Handle, Inbox) {
+    let (commands, inbox) = mpsc::channel(COMMANDS);
+    (Handle { commands }, Inbox(inbox))
+}
+
+/// Serves what arrives in `inbox` until told to stop, or until all handles are gone; then, for at
+/// most `drain`, what is open.
+pub(crate) fn run(engine: Engine, inbox: Inbox, metrics: &Metrics, drain: Duration) {
+    let mut worker = Worker { engine, clients: BTreeMap::new(), metrics, stop: None };
+    let Inbox(mut inbox) = inbox;
+    let mut events = vec![];
+    loop {
+        worker.take(&mut inbox);
+        worker.cancel_abandoned();
+        if worker.stop.is_some_and(|since| worker.clients.is_empty() || since.elapsed() >= drain) {
+            return;
+        }
+        let start = Instant::now();
+        // An error has reached every client as an event.
+        let progress = worker.engine.step(&mut events).unwrap_or(Progress::Idle);
+        worker.dispatch(&mut events);
+        metrics.step(&progress, start.elapsed(), &worker.engine.counts());
+    }
+}
+
+struct Worker<'a> {
+    engine: Engine,
+    clients: BTreeMap<RequestId, Client>,
+    metrics: &'a Metrics,
+    /// Since when no more requests are taken.
+    stop: Option<Instant>,
+}
+
+impl Worker<'_> {
+    /// Takes what has arrived; waits while there is nothing else to do.
+    fn take(&mut self, inbox: &mut mpsc::Receiver<Command>) {
+        loop {
+            let idle = self.engine.counts().open == 0 && self.clients.is_empty();
+            let command = match (self.stop, idle) {
+                (None, true) => inbox.blocking_recv(),
+                _ => match inbox.try_recv() {
+                    Ok(command) => Some(command),
+                    Err(mpsc::error::TryRecvError::Empty) => return,
+                    Err(mpsc::error::TryRecvError::Disconnected) => None,
+                },
+            };
+            match command {
+                Some(Command::Submit { request, reply }) if self.stop.is_none() => {
+                    self.submit(*request, reply);
+                }
+                // The reply is dropped, which says that the server stops.
+                Some(Command::Submit { .. }) => {}
+                Some(Command::Stop) => {
+                    self.stop.get_or_insert_with(Instant::now);
+                }
+                None => {
+                    self.stop.get_or_insert_with(Instant::now);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, request: Request, reply: oneshot::Sender<Result<Updates, Rejected>>) {
+        let room = capacity(&request, self.engine.config());
+        let arrived = Instant::now();
+        let answer = self.engine.submit(request).map(|id| {
+            let (sender, receiver) = mpsc::channel(room);
+            let cancelled = Arc::new(AtomicBool::new(false));
+            let updates = Updates { receiver, cancelled: cancelled.clone() };
+            let accepted_in = vec![0; self.engine.config().max_drafted + 1];
+            let pending = Pending::default();
+            let client = Client { sender, cancelled, arrived, first: None, accepted_in, pending };
+            self.clients.insert(id, client);
+            updates
+        });
+        self.metrics.arrived(answer.as_ref().err());
+        // A client that left meanwhile shows by its closed channel.
+        let _ = reply.send(answer);
+    }
+
+    fn cancel_abandoned(&mut self) {
+        let left = self.clients.iter().filter(|(_, client)| client.left());
+        let left: Vec<RequestId> = left.map(|(id, _)| *id).collect();
+        left.into_iter().for_each(|id| self.engine.cancel(id));
+    }
+
+    fn dispatch(&mut self, events: &mut Vec<Event>) {
+        for event in events.drain(..) {
+            self.book(event);
+        }
+        let now = Instant::now();
+        for client in self.clients.values_mut() {
+            client.flush(now, self.metrics);
+        }
+        self.clients.retain(|_, client| client.pending.end.is_none());
+    }
+
+    fn book(&mut self, event: Event) {
+        let id = match &event {
+            Event::Prompt { id, .. } | Event::Token { id, .. } => *id,
+            Event::Finished { id, .. } | Event::Failed { id, .. } => *id,
+        };
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let pending = &mut client.pending;
+        match event {
+            Event::Prompt { logprob, .. } => pending.prompt.push(logprob),
+            Event::Token { token, source, logprob, .. } => {
+                pending.tokens.push(Token { id: token, source, logprob });
+            }
+            Event::Finished { reason, speculation, .. } => {
+                pending.end = Some(End::Finished(reason, speculation));
+            }
+            Event::Failed { reason, .. } => pending.end = Some(End::Failed(reason)),
+        }
+    }
+}
+
+/// Updates that a request can cause at most: one for each step that computes some of its prompt or
+/// generates a token, and the last one.
+fn capacity(request: &Request, config: &EngineConfig) -> usize {
+    let most = request.prompt.len().saturating_add(request.max_tokens as usize);
+    most.min(config.context_len as usize) + 2
+}
+
+/// A request's client, and what a step has brought it so far.
+struct Client {
+    sender: mpsc::Sender<Update>,
+    cancelled: Arc<AtomicBool>,
+    arrived: Instant,
+    /// When its first token came.
+    first: Option<Instant>,
+    accepted_in: Vec<u64>,
+    pending: Pending,
+}
+
+#[derive(Default)]
+struct Pending {
+    prompt: Vec<TokenLogprob>,
+    tokens: Vec<Token>,
+    end: Option<End>,
+}
+
+enum End {
+    Finished(FinishReason, SpeculationCounts),
+    Failed(String),
+}
+
+impl Client {
+    fn left(&self) -> bool {
+        self.sender.is_closed() || self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Sends what is pending; who has left misses nothing, and nobody's channel is too small.
+    fn flush(&mut self, now: Instant, metrics: &Metrics) {
+        if !self.pending.prompt.is_empty() {
+            let _ = self.sender.try_send(Update::Prompt(std::mem::take(&mut self.pending.prompt)));
+        }
+        if !self.pending.tokens.is_empty() {
+            let tokens = std::mem::take(&mut self.pending.tokens);
+            self.count(&tokens);
+            metrics.tokens(&tokens, self.arrived, self.first, now);
+            self.first.get_or_insert(now);
+            let _ = self.sender.try_send(Update::Tokens(tokens));
+        }
+        let update = match &self.pending.end {
+            None => return,
+            Some(End::Failed(reason)) => Update::Failed(reason.clone()),
+            Some(End::Finished(reason, speculation)) => {
+                Update::Ended(self.ending(*reason, *speculation, now))
+            }
+        };
+        metrics.ended(&update);
+        let _ = self.sender.try_send(update);
+    }
+
+    /// A step is a cycle if anything was proposed in it.
+    fn count(&mut self, tokens: &[Token]) {
+        if tokens.iter().all(|token| token.source == TokenSource::Plain) {
+            return;
+        }
+        let accepted = tokens.iter().filter(|t| t.source == TokenSource::Drafted).count();
+        if let Some(count) = self.accepted_in.get_mut(accepted) {
+            *count += 1;
+        }
+    }
+
+    fn ending(&self, reason: FinishReason, speculation: SpeculationCounts, now: Instant) -> Ending {
+        let first = self.first.unwrap_or(now);
+        let times = Times { prompt: first - self.arrived, decode: now - first };
+        Ending { reason, speculation, accepted_in: self.accepted_in.clone(), times }
+    }
+}
