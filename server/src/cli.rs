@@ -5,6 +5,7 @@ mod speculation;
 
 pub use bench::{
     BenchArgs, BenchPart, KernelsArgs, MeasuringArgs, OutputFormat, ShapeFormat, SubjectArgs,
+    SweepArgs,
 };
 pub use speculation::{DraftName, DraftTokens, ModelName, RuleName, SpeculationArgs};
 

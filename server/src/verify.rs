@@ -5,7 +5,7 @@
 //! prompts ([`prompts`]).
 
 mod certificate;
-mod prompts;
+pub(crate) mod prompts;
 mod rows;
 
 use crate::Io;

@@ -14,4 +14,5 @@ mod kl;
 mod models;
 mod run;
 mod speculate;
+mod sweep;
 mod tidy;

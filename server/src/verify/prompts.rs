@@ -1,4 +1,4 @@
-//! The prompts of `verify`: built in, from a file of lines, or one by its ids.
+//! The prompts of `verify` and `bench`: built in, from a file of lines, or one by its ids.
 //!
 //! Not here: what is done with them. Input: the arguments, and any text file.
 
@@ -30,7 +30,16 @@ enum Prompt {
 
 /// The prompts that `args` ask for, as tokens; at least one.
 pub(super) fn prompts(args: &VerifyArgs, model: &Model) -> anyhow::Result<Vec<Vec<TokenId>>> {
-    let prompts = match (&args.ids, &args.prompts) {
+    among(args.ids.as_deref(), args.prompts.as_deref(), model)
+}
+
+/// The prompt `ids`, or else those in `file`, or else the built-in ones, as tokens; at least one.
+pub(crate) fn among(
+    ids: Option<&[u32]>,
+    file: Option<&Path>,
+    model: &Model,
+) -> anyhow::Result<Vec<Vec<TokenId>>> {
+    let prompts = match (ids, file) {
         (Some(ids), _) => vec![Prompt::Ids(ids.iter().map(|&id| TokenId(id)).collect())],
         (None, Some(path)) => from_file(path)?,
         (None, None) => BUILT_IN.map(|text| Prompt::Text(text.to_owned())).to_vec(),
