@@ -33,7 +33,7 @@ pub enum Command {
     /// Show what a model is: architecture, formats, bytes, memory, kernels
     Inspect(InspectArgs),
     /// Measure prefill, decode and verification of a model, or of made-up weights of its sizes
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
     /// Show what this machine offers, with its read bandwidth measured now
     Devices(DevicesArgs),
     /// Print a completion script for a shell

@@ -66,7 +66,7 @@ fn the_demo_pair_beside_plain_decoding() {
             (&false.into(), &Value::Null)
         );
         assert_eq!((&row["model"], &row["draft"]), (&"demo".into(), &"demo-draft".into()));
-        assert!(near(number(row, "temperature"), 0.7), "{row}");
+        assert_eq!(row["temperature"], 0.7);
     }
 }
 
@@ -82,24 +82,24 @@ fn lookups_take_no_draft_model() {
 
 #[test]
 fn simulated_acceptance_is_found_again() {
-    // Two rounds to draw many coins, from one verifier that is its own draft.
-    let rows = rows("demo-draft --draft demo-draft --draft-tokens 1,4 -n 256 --acceptance 0.8");
+    // A draft that is always right, but for the coins.
+    let rows = rows("demo-draft --draft demo-draft --draft-tokens 1,4 -n 128 --acceptance 0.8");
     assert_eq!(lengths(&rows), ["off", "1", "4"]);
     assert_eq!((&rows[0]["simulated"], &rows[0]["acceptance"]), (&false.into(), &Value::Null));
     for row in &rows[1..] {
         check(row, &rows[0]);
-        assert_eq!(row["simulated"], true);
+        assert_eq!((&row["simulated"], &row["simulated_acceptance"]), (&true.into(), &0.8.into()));
         assert!(row["test"].as_str().is_some_and(|test| test.ends_with("0.80 simulated")), "{row}");
         let accepted = number(row, "accepted_tokens");
         let judged = accepted / number(row, "acceptance");
-        assert!(judged > 500.0, "{row}");
+        assert!(judged > 350.0, "{row}");
         // Four standard deviations of so many coins: one run of 16000 would be outside, and the
         // seeds are always the same.
         let error = 4.0 * (0.8 * 0.2 / judged).sqrt();
         assert!((accepted / judged - 0.8).abs() < error, "not within {error}: {row}");
     }
-    // 1 + a + a^2 + a^3 + a^4 tokens of a cycle, within the same error of each power.
-    assert!((number(&rows[2], "tokens_per_cycle") - 3.3616).abs() < 0.35, "{}", rows[2]);
+    // 1 + a + a^2 + a^3 + a^4, give or take what 0.08 of acceptance make, and ends of texts.
+    assert!((number(&rows[2], "tokens_per_cycle") - 3.3616).abs() < 0.6, "{}", rows[2]);
 }
 
 #[test]

@@ -63,13 +63,13 @@ pub struct SweepArgs {
     /// What if this share of the proposed tokens were right (0 to 1): each one is accepted with
     /// this probability, whatever it is. Every row says that it is simulated
     #[arg(long, value_name = "A", requires = "drafter", value_parser = share)]
-    pub acceptance: Option<f32>,
+    pub acceptance: Option<f64>,
     /// File with a prompt a line, as for verify; default: a few beginnings of Rust source
     #[arg(long, value_name = "FILE", requires = "draft")]
     pub prompts: Option<PathBuf>,
     /// 0 always takes the likeliest token
     #[arg(long, value_name = "T", requires = "drafter", default_value_t = 0.0)]
-    pub temperature: f32,
+    pub temperature: f64,
 }
 
 /// Parts that are measured alone.
@@ -192,7 +192,7 @@ fn repetitions(text: &str) -> Result<usize, String> {
     within(text, 1, 1000)
 }
 
-fn share(text: &str) -> Result<f32, String> {
+fn share(text: &str) -> Result<f64, String> {
     let value = text.trim().parse().ok().filter(|value| (0.0..=1.0).contains(value));
     value.ok_or_else(|| "expected a number in 0..=1".to_owned())
 }

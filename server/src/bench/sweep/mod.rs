@@ -27,7 +27,7 @@ use engine::engine::EngineConfig;
 use engine::request::{Request, TokenSource};
 use engine::sampler::SamplingParams;
 use engine::speculation::policy::POSITIONS;
-use engine::speculation::{Length, Policy};
+use engine::speculation::{Length, Policy, Rule};
 use kernels::program::TokenId;
 use pair::{Drafting, Pair};
 use rows::{SWEEP, Shared};
@@ -44,8 +44,8 @@ pub(super) fn run(args: &BenchArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
         let device = DeviceArgs { head: Some(args.subject.head), ..place.device_args() };
         let drafting = Drafting::open(args, &subject, &device)?;
         let backend = load::backend(&device)?;
-        let acceptance = args.sweep.acceptance;
-        let pair = Pair::load(&subject, &drafting, config, acceptance, backend.as_ref(), io)?;
+        let rule = args.sweep.acceptance.map_or(Rule::Coupled, |a| Rule::Simulated(a as f32));
+        let pair = Pair::load(&subject, &drafting, config, rule, backend.as_ref(), io)?;
         let mut sweep = Sweep::new(pair, &args.sweep.draft_tokens);
         for test in &tests {
             let kept = sweep.measure(test, args)?;
@@ -94,8 +94,8 @@ fn tests(
     if all.is_empty() {
         bail!("nothing to measure: give --gen-tokens a number above 1, since a prompt gives one");
     }
-    let sampling =
-        SamplingParams { temperature: args.sweep.temperature, ..SamplingParams::default() };
+    let temperature = args.sweep.temperature as f32;
+    let sampling = SamplingParams { temperature, ..SamplingParams::default() };
     let test = |tokens: usize| {
         let config = generate::config(subject.spec(), usize::MAX, tokens as u32, 0);
         let request = |(i, prompt): (usize, &Vec<TokenId>)| {

@@ -7,7 +7,7 @@ use clap::Parser;
 fn args(words: &str) -> BenchArgs {
     let words = ["foretoken", "bench"].into_iter().chain(words.split_whitespace());
     match Cli::try_parse_from(words).unwrap().command {
-        Command::Bench(args) => args,
+        Command::Bench(args) => *args,
         other => panic!("{other:?}"),
     }
 }

@@ -96,13 +96,12 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Loads both and measures their costs; the engine proposes nothing yet. `acceptance` is the
-    /// simulated one.
+    /// Loads both and measures their costs; the engine proposes nothing yet.
     pub(super) fn load(
         verifier: &Subject,
         drafting: &Drafting,
         config: EngineConfig,
-        acceptance: Option<f32>,
+        rule: Rule,
         backend: &dyn Backend,
         io: &Io<'_>,
     ) -> anyhow::Result<Self> {
@@ -116,7 +115,6 @@ impl Pair {
         let clock = Clock::default();
         let draft = draft.map(|draft| clock.around(draft, Role::Draft));
         let drafter = drafting.drafter(draft, &config.draft_limits(), config.vocab)?;
-        let rule = acceptance.map_or(Rule::Coupled, Rule::Simulated);
         let engine = Engine::new(clock.around(runner, Role::Verifier), config);
         let speculation = Speculation { drafter, length: Length::Fixed(0), rule };
         Ok(Self { engine: engine.with_speculation(speculation), clock, costs })

@@ -25,8 +25,8 @@ pub(super) struct Figures {
     draft_tokens: String,
     /// The acceptance is made up, and the text means nothing.
     simulated: bool,
-    simulated_acceptance: Option<f32>,
-    temperature: f32,
+    simulated_acceptance: Option<f64>,
+    temperature: f64,
     /// Generated after each prompt; the prompt's own steps give the first of them, untimed.
     tokens: usize,
     prompts: usize,
@@ -213,8 +213,8 @@ impl Shared<'_> {
         }
     }
 
-    fn name(&self, way: usize, simulation: Option<f32>) -> String {
-        let mark = simulation.map(|share| format!(", {}", simulated(f64::from(share))));
+    fn name(&self, way: usize, simulation: Option<f64>) -> String {
+        let mark = simulation.map(|share| format!(", {}", simulated(share)));
         match way {
             0 => format!("tg{}", self.tokens),
             _ => {

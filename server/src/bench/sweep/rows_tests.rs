@@ -24,7 +24,7 @@ fn setting() -> Setting {
     }
 }
 
-fn args(acceptance: Option<f32>) -> SweepArgs {
+fn args(acceptance: Option<f64>) -> SweepArgs {
     SweepArgs {
         draft: None,
         draft_shape: None,
@@ -56,7 +56,7 @@ fn round(millis: u64) -> Vec<Tally> {
     vec![plain, drafted.clone(), drafted]
 }
 
-fn rows(acceptance: Option<f32>) -> Vec<Row> {
+fn rows(acceptance: Option<f64>) -> Vec<Row> {
     let verify = Curve::new(vec![(1, 0.010), (4, 0.012)]).unwrap();
     let costs = Costs { verify, draft: None, lookup: 0.0, token: 0.0 };
     let (args, draft) = (args(acceptance), "lookup".to_owned());
