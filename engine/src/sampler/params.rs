@@ -83,6 +83,11 @@ impl SamplingParams {
             || self.frequency_penalty != 0.0
             || self.presence_penalty != 0.0
     }
+
+    /// Whether tokens are removed before one is drawn.
+    pub(super) fn filters(&self) -> bool {
+        self.top_k != 0 || self.top_p < 1.0 || self.min_p > 0.0 || self.typical_p < 1.0
+    }
 }
 
 fn check(
