@@ -20,7 +20,7 @@ use engine::kv::BLOCK_LEN;
 use engine::model::Model;
 use engine::speculation::Costs;
 use engine::speculation::policy::{POSITIONS, Source, Verdict};
-use engine::speculation::rank::{Estimate, Estimates, Ranking, Report};
+use engine::speculation::rank::{Counted, Estimate, Estimates, Ranking, Report};
 use engine::speculation::vocab::VocabMap;
 use kernels::{Backend, Runner, StepLimits};
 use output::{Findings, Refused};
@@ -36,7 +36,7 @@ const LEAST_POSITIONS: usize = 256;
 pub(crate) fn run(args: &RankArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let head = load::head(args.device.head.unwrap_or(HeadName::Auto), args.device.device);
     let model = load::open(&args.target, head)?;
-    let prompts = texts::prompts(args, &model, run::sampling(&args.sampling))?;
+    let prompts = texts::prompts(args, &model, &run::sampling(&args.sampling))?;
     let backend = load::backend(&args.device)?;
     let opened = args.drafts.iter().map(|name| speculate::open(name, &model, &args.device));
     let opened: Vec<anyhow::Result<Opened>> = opened.collect();
@@ -79,8 +79,10 @@ struct Ranked {
 
 impl Ranked {
     fn new(draft: String, report: Report, costs: Costs) -> Self {
-        let Estimates { coupled, rejection, .. } = report.overall;
-        let [coupled, rejection] = [coupled, rejection].map(|a| Prediction::new(&costs, &a));
+        let Estimates { coupled, rejection, counted, .. } = report.overall;
+        let counted = counted.unwrap_or(Counted { rejection, coupled });
+        let [coupled, rejection] =
+            [counted.coupled, counted.rejection].map(|a| Prediction::new(&costs, a));
         Self { draft, report, costs, coupled, rejection }
     }
 
@@ -94,18 +96,20 @@ impl Ranked {
 
 /// What a rule of acceptance makes of a draft.
 struct Prediction {
+    /// As a run would count it.
+    acceptance: Estimate,
     verdict: Verdict,
     /// The speed-ups at the ends of the acceptance's interval.
     interval: Option<[f64; 2]>,
 }
 
 impl Prediction {
-    fn new(costs: &Costs, acceptance: &Estimate) -> Self {
+    fn new(costs: &Costs, acceptance: Estimate) -> Self {
         let at = |a: f64| Verdict::new(costs, Source::Model, POSITIONS, Some(a.clamp(0.0, 1.0)));
         let end = |a: f64| at(a).expected_speedup.unwrap_or(1.0);
-        let Estimate { mean, half_width, .. } = *acceptance;
+        let Estimate { mean, half_width, .. } = acceptance;
         let interval = half_width.map(|half| [end(mean - half), end(mean + half)]);
-        Self { verdict: at(mean), interval }
+        Self { acceptance, verdict: at(mean), interval }
     }
 
     fn speedup(&self) -> f64 {

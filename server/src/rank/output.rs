@@ -30,7 +30,7 @@ pub(super) struct Refused {
 impl Findings {
     /// Best first by `rule`: the greatest speed-up, then the greatest acceptance.
     pub(super) fn sort(&mut self, rule: RuleName) {
-        let merit = |r: &Ranked| (r.prediction(rule).speedup(), r.acceptance(rule).mean);
+        let merit = |r: &Ranked| (r.prediction(rule).speedup(), r.prediction(rule).acceptance.mean);
         self.ranked.sort_by(|a, b| {
             let (a, b) = (merit(a), merit(b));
             b.0.total_cmp(&a.0).then(b.1.total_cmp(&a.1))
@@ -104,15 +104,24 @@ impl Findings {
     }
 
     fn overall(&self, rule: RuleName) -> Vec<Vec<String>> {
-        let titles =
-            ["draft", "coupled", "rejection", "greedy", "break-even", "length", "speed-up"];
+        let titles = [
+            "draft",
+            "coupled",
+            "rejection",
+            "greedy",
+            "counted",
+            "break-even",
+            "length",
+            "speed-up",
+        ];
         let row = |ranked: &Ranked| {
             let prediction = ranked.prediction(rule);
             let verdict = &prediction.verdict;
             let acceptances = acceptances(&ranked.report.overall);
             let break_even = verdict.break_even.map_or("none".to_owned(), |a| format!("{a:.2}"));
             let length = verdict.best_length.unwrap_or(0).to_string();
-            let last = [break_even, length, speedup(prediction)];
+            let counted = estimate(&prediction.acceptance);
+            let last = [counted, break_even, length, speedup(prediction)];
             [ranked.draft.clone()].into_iter().chain(acceptances).chain(last).collect()
         };
         let head = titles.map(str::to_owned).to_vec();
@@ -150,10 +159,14 @@ fn by_distance(ranked: &Ranked) -> Vec<(String, Estimates)> {
 }
 
 fn acceptances(e: &Estimates) -> [String; 3] {
-    [e.coupled, e.rejection, e.greedy].map(|estimate| match estimate.half_width {
+    [e.coupled, e.rejection, e.greedy].map(|e| estimate(&e))
+}
+
+fn estimate(estimate: &Estimate) -> String {
+    match estimate.half_width {
         Some(half) => format!("{:.3} ± {half:.3}", estimate.mean),
         None => format!("{:.3}", estimate.mean),
-    })
+    }
 }
 
 fn speedup(prediction: &Prediction) -> String {
@@ -162,12 +175,13 @@ fn speedup(prediction: &Prediction) -> String {
 }
 
 fn legend(rule: RuleName) -> String {
+    let rule = rule_name(rule);
     format!(
-        "coupled, rejection: share of drafted tokens that this --acceptance-rule would accept; \
-         greedy: share of equal\nfirst choices; ±: 95 % of such sets of texts. Speed-up of one \
-         sequence over no draft by the costs measured here,\nwith --acceptance-rule {}, at the \
-         length that is best; it pays where acceptance is above break-even.",
-        rule_name(rule)
+        "coupled, rejection: chance that each --acceptance-rule accepts a drafted token, over all \
+         tokens; greedy: share of\nequal first choices; ±: 95 % of such sets of texts. With \
+         --acceptance-rule {rule}: counted, the acceptance of a run\nthat drafts one token a \
+         cycle; break-even, the acceptance that pays by the costs measured here; length, the \
+         best\nnumber of tokens to draft; speed-up, over no draft, for one sequence."
     )
 }
 
@@ -188,13 +202,6 @@ fn table(rows: &[Vec<String>]) -> Vec<String> {
 }
 
 impl Ranked {
-    fn acceptance(&self, rule: RuleName) -> &Estimate {
-        match rule {
-            RuleName::Coupled => &self.report.overall.coupled,
-            RuleName::Rejection => &self.report.overall.rejection,
-        }
-    }
-
     fn json(&self) -> Value {
         let category = |(name, e): &(String, Estimates)| (name.clone(), estimates_json(e));
         let distance = |(range, e): &(std::ops::Range<u32>, Estimates)| {
@@ -226,18 +233,22 @@ fn rule_name(rule: RuleName) -> &'static str {
 }
 
 fn estimates_json(e: &Estimates) -> Value {
-    let estimate = |e: &Estimate| json!({"mean": e.mean, "standard_error": e.error, "half_width_95": e.half_width});
     json!({
         "tokens": e.positions,
         "texts": e.prompts,
-        "coupled": estimate(&e.coupled),
-        "rejection": estimate(&e.rejection),
-        "greedy": estimate(&e.greedy),
+        "coupled": estimate_json(&e.coupled),
+        "rejection": estimate_json(&e.rejection),
+        "greedy": estimate_json(&e.greedy),
     })
+}
+
+fn estimate_json(e: &Estimate) -> Value {
+    json!({"mean": e.mean, "standard_error": e.error, "half_width_95": e.half_width})
 }
 
 fn prediction_json(prediction: &Prediction) -> Value {
     json!({
+        "acceptance": estimate_json(&prediction.acceptance),
         "speedup": prediction.speedup(),
         "speedup_95": prediction.interval,
         "draft_tokens": prediction.verdict.best_length,

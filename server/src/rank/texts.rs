@@ -99,7 +99,7 @@ impl Text {
 pub(super) fn prompts(
     args: &RankArgs,
     model: &Model,
-    sampling: SamplingParams,
+    sampling: &SamplingParams,
 ) -> anyhow::Result<Vec<Prompt>> {
     let lines = match &args.prompts {
         Some(path) => prompts::from_file(path)?,
