@@ -1,12 +1,14 @@
 //! What can be typed: commands, arguments and their help. No behaviour.
 
 mod bench;
+mod rank;
 mod speculation;
 
 pub use bench::{
     BenchArgs, BenchPart, KernelsArgs, MeasuringArgs, OutputFormat, ShapeFormat, SubjectArgs,
     SweepArgs,
 };
+pub use rank::RankArgs;
 pub use speculation::{DraftName, DraftTokens, ModelName, RuleName, SpeculationArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -28,6 +30,8 @@ pub enum Command {
     Run(RunArgs),
     /// Run prompts with and without a draft and certify that the texts are the same
     Verify(VerifyArgs),
+    /// Predict how well drafts suit a model, and what each would gain, best first
+    DraftRank(RankArgs),
     /// Write the logits of every position of a token sequence to a safetensors file
     Logits(LogitsArgs),
     /// Show what a model is: architecture, formats, bytes, memory, kernels

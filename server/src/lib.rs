@@ -18,6 +18,7 @@ mod inspect;
 mod io;
 mod load;
 mod logits;
+mod rank;
 mod run;
 mod speculate;
 mod speed;
@@ -55,6 +56,7 @@ fn dispatch(command: &cli::Command, io: &mut Io<'_>) -> anyhow::Result<()> {
     match command {
         cli::Command::Run(args) => run::run(args, io),
         cli::Command::Verify(args) => verify::run(args, io),
+        cli::Command::DraftRank(args) => rank::run(args, io),
         cli::Command::Logits(args) => logits::run(args, io),
         cli::Command::Inspect(args) => inspect::run(args, io),
         cli::Command::Bench(args) => bench::run(args, io),

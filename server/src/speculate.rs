@@ -42,9 +42,9 @@ enum Source {
 
 /// A draft model, and how its tokens are the verifier's.
 #[derive(Debug)]
-struct Opened {
-    model: Model,
-    vocab: VocabMap,
+pub(crate) struct Opened {
+    pub(crate) model: Model,
+    pub(crate) vocab: VocabMap,
 }
 
 impl Opened {
@@ -211,7 +211,12 @@ impl Draft {
     }
 }
 
-fn open(name: &ModelName, verifier: &Model, device: &DeviceArgs) -> anyhow::Result<Opened> {
+/// Opens a draft model whose vocabulary fits the verifier's.
+pub(crate) fn open(
+    name: &ModelName,
+    verifier: &Model,
+    device: &DeviceArgs,
+) -> anyhow::Result<Opened> {
     let head = load::head(device.head.unwrap_or(HeadName::Auto), device.device);
     match name {
         ModelName::Named(name) => {

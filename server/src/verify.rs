@@ -4,7 +4,7 @@
 //! used, recorded around the verifier's runner. Not here: what is printed ([`certificate`]), which
 //! prompts ([`prompts`]).
 
-mod certificate;
+pub(crate) mod certificate;
 pub(crate) mod prompts;
 mod rows;
 

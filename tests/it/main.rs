@@ -12,6 +12,7 @@ mod golden;
 mod hostile;
 mod kl;
 mod models;
+mod rank;
 mod run;
 mod speculate;
 mod sweep;

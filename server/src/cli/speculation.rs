@@ -119,6 +119,16 @@ pub(super) fn draft(text: &str) -> Result<DraftName, String> {
     Ok(if cascade.is_some() { DraftName::Cascade(model) } else { DraftName::Model(model) })
 }
 
+/// A draft that is a model by itself.
+pub(super) fn draft_model(text: &str) -> Result<ModelName, String> {
+    match draft(text)? {
+        DraftName::Model(name) => Ok(name),
+        DraftName::Off | DraftName::Lookup | DraftName::Cascade(_) => {
+            Err("expected a model folder, demo-draft or self:...".to_owned())
+        }
+    }
+}
+
 pub(super) fn draft_tokens(text: &str) -> Result<DraftTokens, String> {
     match text.trim() {
         "off" => return Ok(DraftTokens::Off),
