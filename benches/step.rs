@@ -15,7 +15,6 @@ use engine::forward;
 use engine::kv::BLOCK_LEN;
 use engine::model::Model;
 use engine::request::{Event, Request};
-use engine::sampler::SamplingParams;
 use kernels::cpu::{CpuBackend, CpuOptions};
 use kernels::program::{BlockId, Program, TokenId};
 use kernels::{Backend, BlockTables, Runner, StepInput, StepLimits, StepOutput};

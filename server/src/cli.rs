@@ -1,12 +1,15 @@
 //! What can be typed: commands, arguments and their help. No behaviour.
 
 mod bench;
+mod rank;
 mod serve;
 mod speculation;
 
 pub use bench::{
     BenchArgs, BenchPart, KernelsArgs, MeasuringArgs, OutputFormat, ShapeFormat, SubjectArgs,
+    SweepArgs,
 };
+pub use rank::RankArgs;
 pub use serve::{AccessArgs, ServeArgs};
 pub use speculation::{DraftName, DraftTokens, ModelName, RuleName, SpeculationArgs};
 
@@ -31,12 +34,14 @@ pub enum Command {
     Serve(ServeArgs),
     /// Run prompts with and without a draft and certify that the texts are the same
     Verify(VerifyArgs),
+    /// Predict how well drafts suit a model, and what each would gain, best first
+    DraftRank(RankArgs),
     /// Write the logits of every position of a token sequence to a safetensors file
     Logits(LogitsArgs),
     /// Show what a model is: architecture, formats, bytes, memory, kernels
     Inspect(InspectArgs),
     /// Measure prefill, decode and verification of a model, or of made-up weights of its sizes
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
     /// Show what this machine offers, with its read bandwidth measured now
     Devices(DevicesArgs),
     /// Print a completion script for a shell

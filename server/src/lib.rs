@@ -18,6 +18,7 @@ mod inspect;
 mod io;
 mod load;
 mod logits;
+mod rank;
 mod run;
 mod serve;
 mod speculate;
@@ -57,6 +58,7 @@ fn dispatch(command: &cli::Command, io: &mut Io<'_>) -> anyhow::Result<()> {
         cli::Command::Run(args) => run::run(args, io),
         cli::Command::Serve(args) => serve::run(args, io),
         cli::Command::Verify(args) => verify::run(args, io),
+        cli::Command::DraftRank(args) => rank::run(args, io),
         cli::Command::Logits(args) => logits::run(args, io),
         cli::Command::Inspect(args) => inspect::run(args, io),
         cli::Command::Bench(args) => bench::run(args, io),

@@ -9,8 +9,9 @@ fn main() -> ExitCode {
         out_is_terminal: stdout.is_terminal(),
         err_is_terminal: stderr.is_terminal(),
         input_is_terminal: stdin.is_terminal(),
-        out: &mut stdout.lock(),
-        err: &mut stderr.lock(),
+        // Not locked for good: threads of a server write here too, if only to say why they panic.
+        out: &mut &stdout,
+        err: &mut &stderr,
         input: &mut stdin.lock(),
     };
     ExitCode::from(server::main_with(std::env::args_os(), &mut io))

@@ -42,9 +42,9 @@ enum Source {
 
 /// A draft model, and how its tokens are the verifier's.
 #[derive(Debug)]
-struct Opened {
-    model: Model,
-    vocab: VocabMap,
+pub(crate) struct Opened {
+    pub(crate) model: Model,
+    pub(crate) vocab: VocabMap,
 }
 
 impl Opened {
@@ -138,9 +138,7 @@ impl Draft {
         backend: &dyn Backend,
         io: &mut Io<'_>,
     ) -> anyhow::Result<Speculation> {
-        let limits = config.draft_limits();
-        let runner = self.model().map(|model| load::build(model, backend, &limits, io)).transpose();
-        let mut runner = runner.with_context(|| format!("cannot load the draft {}", self.name))?;
+        let mut runner = self.load(config, backend, io)?;
         let length = match self.fixed {
             Some(tokens) => Length::Fixed(tokens),
             None => {
@@ -153,14 +151,31 @@ impl Draft {
                 Length::Auto(Box::new(Policy::new(costs, config.max_drafted)))
             }
         };
-        let drafter = match (&self.source, runner) {
-            (Source::Model(opened), Some(runner)) => Drafter::Model(opened.over(runner, &limits)),
+        let drafter = self.drafter(runner, &config.draft_limits());
+        Ok(Speculation { drafter, length, rule: self.rule })
+    }
+
+    /// Loads the draft model for an engine of `config`, if it is one.
+    pub(crate) fn load(
+        &self,
+        config: &EngineConfig,
+        backend: &dyn Backend,
+        io: &Io<'_>,
+    ) -> anyhow::Result<Option<Box<dyn Runner>>> {
+        let limits = config.draft_limits();
+        let runner = self.model().map(|model| load::build(model, backend, &limits, io)).transpose();
+        runner.with_context(|| format!("cannot load the draft {}", self.name))
+    }
+
+    /// The drafter over what [`Draft::load`] loaded, which was built for `limits`.
+    pub(crate) fn drafter(&self, runner: Option<Box<dyn Runner>>, limits: &StepLimits) -> Drafter {
+        match (&self.source, runner) {
+            (Source::Model(opened), Some(runner)) => Drafter::Model(opened.over(runner, limits)),
             (Source::Cascade(opened), Some(runner)) => {
-                Drafter::Cascade(LookupRule::BEFORE_A_MODEL, opened.over(runner, &limits))
+                Drafter::Cascade(LookupRule::BEFORE_A_MODEL, opened.over(runner, limits))
             }
             _ => Drafter::Lookup(LookupRule::ALONE),
-        };
-        Ok(Speculation { drafter, length, rule: self.rule })
+        }
     }
 
     /// What it achieved, for a program.
@@ -196,7 +211,12 @@ impl Draft {
     }
 }
 
-fn open(name: &ModelName, verifier: &Model, device: &DeviceArgs) -> anyhow::Result<Opened> {
+/// Opens a draft model whose vocabulary fits the verifier's.
+pub(crate) fn open(
+    name: &ModelName,
+    verifier: &Model,
+    device: &DeviceArgs,
+) -> anyhow::Result<Opened> {
     let head = load::head(device.head.unwrap_or(HeadName::Auto), device.device);
     match name {
         ModelName::Named(name) => {

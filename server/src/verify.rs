@@ -4,8 +4,8 @@
 //! used, recorded around the verifier's runner. Not here: what is printed ([`certificate`]), which
 //! prompts ([`prompts`]).
 
-mod certificate;
-mod prompts;
+pub(crate) mod certificate;
+pub(crate) mod prompts;
 mod rows;
 
 use crate::Io;

@@ -12,6 +12,8 @@ mod golden;
 mod hostile;
 mod kl;
 mod models;
+mod rank;
 mod run;
 mod speculate;
+mod sweep;
 mod tidy;

@@ -5,7 +5,6 @@ use engine::files::ModelFiles;
 use engine::forward;
 use engine::model::{Head, Model, ModelOptions};
 use engine::request::{Event, Request};
-use engine::sampler::SamplingParams;
 use kernels::Backend;
 use kernels::cpu::{CpuBackend, CpuOptions};
 use kernels::program::TokenId;
@@ -107,6 +106,7 @@ pub(crate) fn greedy(
         engine.step(&mut events).expect("a step");
         for event in events.drain(..) {
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { token, .. } => out.push(token),
                 Event::Finished { .. } => return out,
                 Event::Failed { reason, .. } => panic!("{reason}"),

@@ -58,6 +58,7 @@ fn outputs(
         block_len: BLOCK_LEN,
         max_waiting: requests.len(),
         max_drafted: draft.map_or(0, |draft| draft.length),
+        max_scored: 0,
     };
     let build = |program: &Program, weights: &dyn WeightSource, limits: &StepLimits| {
         backend.build(program, weights, limits).unwrap_or_else(|e| panic!("{}", run::chain(&e)))
@@ -88,6 +89,7 @@ fn drain(engine: &mut Engine, requests: &[Request]) -> (Vec<Output>, Speculation
         for event in events.drain(..) {
             let of = |id| ids.iter().position(|other| *other == id).expect("a known request");
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { id, token, .. } => outputs[of(id)].ids.push(token),
                 Event::Finished { id, reason, speculation } => {
                     outputs[of(id)].reason = Some(reason);

@@ -27,6 +27,15 @@ impl Engine {
         }
     }
 
+    /// Replaces how many tokens are proposed from the next step on and returns what it was; with
+    /// no draft there is nothing to replace, and `length` comes back.
+    pub fn replace_length(&mut self, length: Length) -> Length {
+        match &mut self.speculation {
+            Some(speculation) => std::mem::replace(&mut speculation.length, length),
+            None => length,
+        }
+    }
+
     /// What drafts of `source` are worth by now; none without [`Length::Auto`].
     pub fn verdict(&self, source: Source) -> Option<Verdict> {
         match &self.speculation.as_ref()?.length {

@@ -87,6 +87,23 @@ fn a_draft_that_is_the_verifier_is_always_right() {
 }
 
 #[test]
+fn another_length_holds_from_the_next_step_on() {
+    let (mut engine, _, draft) = engine(100, 4, Rule::Coupled);
+    let given = engine.replace_length(Length::Fixed(0));
+    assert!(matches!(given, Length::Fixed(4)), "{given:?}");
+    let (plain, counts) = run(&mut engine, request(21, SamplingParams::default()));
+    assert_eq!((counts, draft.take().len()), (SpeculationCounts::default(), 0));
+    assert!(matches!(engine.replace_length(Length::Fixed(1)), Length::Fixed(0)));
+    let (drafted, counts) = run(&mut engine, request(21, SamplingParams::default()));
+    assert_eq!(counts, SpeculationCounts { cycles: 10, drafted_tokens: 10, accepted_tokens: 10 });
+    let ids = |tokens: &[(TokenId, TokenSource)]| tokens.iter().map(|t| t.0).collect::<Vec<_>>();
+    assert_eq!(ids(&plain), ids(&drafted));
+    let runner = ScriptedRunner::new(config(0).step_limits(), VOCAB, Faults::default());
+    let mut alone = Engine::new(Box::new(runner), config(0));
+    assert!(matches!(alone.replace_length(Length::Fixed(7)), Length::Fixed(7)), "nobody drafts");
+}
+
+#[test]
 fn a_draft_that_is_always_wrong_costs_tokens_but_changes_none() {
     let greedy = SamplingParams::greedy();
     let (mut engine, verifier, _) = engine(0, 3, Rule::Coupled);

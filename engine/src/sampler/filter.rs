@@ -137,7 +137,8 @@ impl Softmax {
 }
 
 fn top_logit(kept: &[Candidate]) -> f32 {
-    kept.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max)
+    // None is NaN: a plain comparison is faster than `f32::max`.
+    kept.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
 }
 
 /// Adding 0 makes minus zero equal to zero.

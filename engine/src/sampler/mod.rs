@@ -10,6 +10,7 @@
 //! [`noise`] holds the randomness, [`Law`] the probabilities that are drawn from.
 
 pub mod adjust;
+mod choice;
 pub mod filter;
 pub(crate) mod law;
 pub mod noise;
@@ -106,10 +107,15 @@ impl Sampler {
         position: u32,
     ) -> Result<TokenId, LogitsError> {
         if params.temperature == 0.0 {
-            return argmax(self.adjusted(logits_v, history, params));
+            return choice::argmax(self.adjusted(logits_v, history, params));
+        }
+        let key = NoiseKey::new(params.seed, position);
+        if !params.filters() {
+            let row_v = self.adjusted(logits_v, history, params);
+            return choice::draw_row(row_v, params.temperature, key);
         }
         self.fill_kept(logits_v, history, params)?;
-        draw(&self.kept, NoiseKey::new(params.seed, position)).ok_or(LogitsError::NoCandidate)
+        choice::draw(&self.kept, key).ok_or(LogitsError::NoCandidate)
     }
 
     /// Refills `out` with the law that [`Sampler::sample`] draws from: [`candidates`] by ascending
@@ -125,7 +131,7 @@ impl Sampler {
         out: &mut Law,
     ) -> Result<(), LogitsError> {
         if params.temperature == 0.0 {
-            out.refill([(argmax(self.adjusted(logits_v, history, params))?, 1.0)]);
+            out.refill([(choice::argmax(self.adjusted(logits_v, history, params))?, 1.0)]);
             return Ok(());
         }
         self.fill_kept(logits_v, history, params)?;
@@ -175,35 +181,4 @@ impl Sampler {
         filter::typical_p(&mut self.kept, params.typical_p);
         Ok(())
     }
-}
-
-/// The token of the largest logit, the lowest id among equals.
-fn argmax(logits_v: &[f32]) -> Result<TokenId, LogitsError> {
-    let mut best = (f32::NEG_INFINITY, None);
-    for (token, &logit) in (0u32..).zip(logits_v) {
-        if logit.is_nan() || logit == f32::INFINITY {
-            return Err(LogitsError::NotFinite { token });
-        }
-        if logit > best.0 {
-            best = (logit, Some(TokenId(token)));
-        }
-    }
-    best.1.ok_or(LogitsError::NoCandidate)
-}
-
-/// The candidate of the largest `logit + noise`, in f64; the order of candidates does not matter.
-fn draw(kept: &[Candidate], key: NoiseKey) -> Option<TokenId> {
-    let mut best = (f64::NEG_INFINITY, kept.first()?.token);
-    for candidate in kept {
-        let (bits, logit) = (key.bits(candidate.token), f64::from(candidate.logit));
-        // Most candidates lose even with the most noise these bits can give: no logarithm for them.
-        if logit + noise::gumbel_max(bits) < best.0 {
-            continue;
-        }
-        let score = logit + noise::gumbel(bits);
-        if score > best.0 || (score == best.0 && candidate.token < best.1) {
-            best = (score, candidate.token);
-        }
-    }
-    Some(best.1)
 }

@@ -60,6 +60,13 @@ pub fn gumbel_max(bits: u64) -> f64 {
     f64::from(bits.leading_zeros().min(52) + 1) * std::f64::consts::LN_2 + 1e-9
 }
 
+/// The most bits of which [`gumbel_max`] may reach `noise`, which is not NaN; none if it never
+/// does. The slack of 0.002 zeros is far above all rounding.
+pub(super) fn most_bits(noise: f64) -> Option<u64> {
+    let zeros = (noise / std::f64::consts::LN_2 - 0.002) as u32;
+    (zeros <= 52).then(|| u64::MAX >> zeros)
+}
+
 /// `w` of the module's text.
 fn unit(bits: u64) -> f64 {
     ((bits >> 12) as f64 + 0.5) / (1u64 << 52) as f64

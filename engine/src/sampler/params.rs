@@ -95,6 +95,11 @@ impl SamplingParams {
     pub(super) fn holds_back(&self, generated: usize) -> bool {
         generated < self.min_tokens as usize && !self.end_tokens.is_empty()
     }
+
+    /// Whether tokens are removed before one is drawn.
+    pub(super) fn filters(&self) -> bool {
+        self.top_k != 0 || self.top_p < 1.0 || self.min_p > 0.0 || self.typical_p < 1.0
+    }
 }
 
 fn check(

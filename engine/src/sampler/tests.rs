@@ -164,6 +164,20 @@ fn greedy_takes_the_largest_logit_and_the_lowest_id_among_equals() {
     assert_eq!(greedy(&[f32::NEG_INFINITY, -5.0]), Ok(TokenId(1)));
 }
 
+/// The greedy choice by its definition.
+fn simple_argmax(logits_v: &[f32]) -> Result<TokenId, LogitsError> {
+    let mut best = (f32::NEG_INFINITY, None);
+    for (token, &logit) in (0u32..).zip(logits_v) {
+        if logit.is_nan() || logit == f32::INFINITY {
+            return Err(LogitsError::NotFinite { token });
+        }
+        if logit > best.0 {
+            best = (logit, Some(TokenId(token)));
+        }
+    }
+    best.1.ok_or(LogitsError::NoCandidate)
+}
+
 #[test]
 fn greedy_sees_bias_and_penalties() {
     let history = History { prompt: &ids(&[1]), generated: &ids(&[2, 2]) };
@@ -268,6 +282,61 @@ fn noise_is_the_documented_function() {
 }
 
 proptest! {
+    /// Rows of few values, so that most are tied, with up to three odd ones anywhere.
+    #[test]
+    fn greedy_is_what_its_definition_says(
+        seed: u64, vocab in 0usize..1200, values in 1u64..40, least: bool,
+        odd in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..7), 0..4),
+    ) {
+        const ODD: [f32; 7] =
+            [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, f32::MAX, f32::MIN];
+        let mut rng = testkit::Rng::new(seed);
+        let mut value = || match rng.bits() % values {
+            0 if seed % 2 == 0 => -0.0,
+            x => x as f32 - 3.0,
+        };
+        let blank = |x| if least { f32::NEG_INFINITY } else { x };
+        let mut row: Vec<f32> = (0..vocab).map(|_| blank(value())).collect();
+        if vocab > 0 {
+            odd.iter().for_each(|(at, which)| row[at.index(vocab)] = ODD[*which]);
+        }
+        prop_assert_eq!(greedy(&row), simple_argmax(&row));
+    }
+
+    /// Where no token is removed, the draw never makes a list of candidates; it must be the same.
+    #[test]
+    fn the_draw_of_a_whole_row_is_that_of_its_candidates(
+        seed: u64, position: u32, vocab in 1usize..700, scale in 0.0f32..80.0,
+        temperature in prop_oneof![Just(1.0f32), 0.01f32..3.0, Just(f32::MIN_POSITIVE)],
+        odd in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..4), 0..4),
+    ) {
+        const ODD: [f32; 4] = [f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN];
+        let mut row = testkit::Rng::new(seed).floats(vocab, scale);
+        odd.iter().for_each(|(at, which)| row[at.index(vocab)] = ODD[*which]);
+        let mut kept = Vec::new();
+        let expected = filter::gather(&row, &mut kept).map(|()| {
+            filter::temperature(&mut kept, temperature);
+            let key = NoiseKey::new(seed, position);
+            let score = |c: &Candidate| f64::from(c.logit) + noise::gumbel(key.bits(c.token));
+            let likelier = |a: &Candidate, b: &Candidate| {
+                score(a).total_cmp(&score(b)).then(b.token.cmp(&a.token))
+            };
+            kept.iter().copied().max_by(likelier).unwrap().token
+        });
+        let params = SamplingParams { temperature, seed, ..Default::default() };
+        prop_assert_eq!(sample(&row, &History::default(), &params, position), expected);
+    }
+
+    #[test]
+    fn bits_beyond_the_most_never_reach_a_noise(bits: u64, shift in 0u32..64, noise in -5.0..40.0f64) {
+        let bits = bits >> shift;
+        if noise::gumbel_max(bits) >= noise {
+            prop_assert!(noise::most_bits(noise).is_some_and(|most| bits <= most));
+        }
+        let bound = noise::gumbel_max(bits);
+        prop_assert!(noise::most_bits(bound).is_some_and(|most| bits <= most), "{bits} {bound}");
+    }
+
     #[test]
     fn noise_stays_below_its_cheap_bound(bits: u64, shift in 0u32..64) {
         let bits = bits >> shift;

@@ -16,34 +16,48 @@ pub const DISTANCES: [u32; 6] = [16, 64, 256, 1024, 4096, 16384];
 
 const BUCKETS: usize = DISTANCES.len() + 1;
 
-/// Of some positions of one prompt: how many, and the sums of their rejection, coupled and greedy
-/// acceptance.
+/// Of some positions of one prompt: how many, and sums over them.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Sums {
     positions: u64,
-    accepted: [f64; 3],
+    /// Of the five estimates in the order of [`Group::estimates`]: of the position's weight, and of
+    /// its acceptance times its weight.
+    weighted: [(f64, f64); 5],
 }
 
 impl Sums {
     fn add(&mut self, other: &Self) {
         self.positions += other.positions;
-        self.accepted.iter_mut().zip(other.accepted).for_each(|(a, b)| *a += b);
+        for (a, b) in self.weighted.iter_mut().zip(other.weighted) {
+            *a = (a.0 + b.0, a.1 + b.1);
+        }
     }
 }
 
-/// The positions of one prompt, in any order.
+/// The positions of one prompt.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Prompt {
     by_distance: [Sums; BUCKETS],
+    /// The chances, by rejection and coupled, that the next position is judged if every cycle
+    /// drafts one token. The first token comes of the prompt itself.
+    judged: [f64; 2],
 }
 
 impl Prompt {
-    /// Adds a position with `distance` tokens before it, where these are the two laws. Greedy
-    /// agreement is that of their likeliest tokens; with greedy laws all three are the same.
+    /// Adds the next position, which has `distance` tokens before it, where these are the two laws.
+    /// Greedy agreement is that of their likeliest tokens; with greedy laws all are the same.
     pub fn push(&mut self, distance: u32, verifier: &Law, draft: &Law) {
         let agrees = f64::from(u8::from(verifier.top() == draft.top()));
-        let accepted = [acceptance(verifier, draft), coupled_acceptance(verifier, draft), agrees];
-        self.by_distance[bucket(distance)].add(&Sums { positions: 1, accepted });
+        let rules = [acceptance(verifier, draft), coupled_acceptance(verifier, draft)];
+        let mut weighted = [(1.0, agrees); 5];
+        for i in 0..2 {
+            let (chance, judged) = (rules[i], self.judged[i]);
+            weighted[i] = (1.0, chance);
+            weighted[3 + i] = (judged, judged * chance);
+            // What follows an accepted token is the verifier's own choice.
+            self.judged[i] = 1.0 - judged * chance;
+        }
+        self.by_distance[bucket(distance)].add(&Sums { positions: 1, weighted });
     }
 }
 
@@ -95,7 +109,7 @@ pub struct Report {
     pub by_distance: Vec<(Range<u32>, Estimates)>,
 }
 
-/// The three acceptances over the same positions.
+/// The acceptances over the same positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimates {
     /// How many.
@@ -108,6 +122,19 @@ pub struct Estimates {
     pub coupled: Estimate,
     /// Of greedy choices.
     pub greedy: Estimate,
+    /// What a run counts that drafts one token a cycle; none where it drafts nothing.
+    pub counted: Option<Counted>,
+}
+
+/// Shares of drafted tokens that a run accepts, a little below the means over positions: what
+/// follows a rejected token is judged, what follows an accepted one is not, and hard places lie
+/// together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Counted {
+    /// By rejection sampling.
+    pub rejection: Estimate,
+    /// By coupled choices.
+    pub coupled: Estimate,
 }
 
 /// A mean over positions, in 0..=1.
@@ -123,15 +150,22 @@ pub struct Estimate {
     pub half_width: Option<f64>,
 }
 
-/// Sums over prompts c of positions `n_c`, accepted `s_c`, and their products.
+/// Some positions of several prompts.
 #[derive(Debug, Clone, Copy, Default)]
 struct Group {
     prompts: u64,
     positions: u64,
+    ratios: [Ratio; 5],
+}
+
+/// Sums over prompts c of weights `n_c`, accepted `s_c`, and their products.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ratio {
+    n: f64,
+    s: f64,
     nn: f64,
-    s: [f64; 3],
-    ns: [f64; 3],
-    ss: [f64; 3],
+    ns: f64,
+    ss: f64,
 }
 
 impl Group {
@@ -139,35 +173,43 @@ impl Group {
         if prompt.positions == 0 {
             return;
         }
-        let n = prompt.positions as f64;
         self.prompts += 1;
         self.positions += prompt.positions;
-        self.nn += n * n;
-        for (i, s) in prompt.accepted.into_iter().enumerate() {
-            self.s[i] += s;
-            self.ns[i] += n * s;
-            self.ss[i] += s * s;
-        }
+        self.ratios.iter_mut().zip(prompt.weighted).for_each(|(r, (n, s))| r.add(n, s));
     }
 
     fn estimates(&self) -> Option<Estimates> {
         if self.positions == 0 {
             return None;
         }
-        let [rejection, coupled, greedy] = [0, 1, 2].map(|i| self.estimate(i));
         let (positions, prompts) = (self.positions, self.prompts);
-        Some(Estimates { positions, prompts, rejection, coupled, greedy })
+        let [rejection, coupled, greedy, counted_rejection, counted_coupled] =
+            self.ratios.map(|ratio| ratio.estimate(prompts));
+        // Nothing is drafted where every prompt has its first token only.
+        let counted = (self.ratios[3].n > 0.0)
+            .then_some(Counted { rejection: counted_rejection, coupled: counted_coupled });
+        Some(Estimates { positions, prompts, rejection, coupled, greedy, counted })
+    }
+}
+
+impl Ratio {
+    fn add(&mut self, n: f64, s: f64) {
+        self.n += n;
+        self.s += s;
+        self.nn += n * n;
+        self.ns += n * s;
+        self.ss += s * s;
     }
 
     /// The mean is a ratio of two sums over prompts. Its error is that ratio's, linearised (the
     /// cluster-robust variance): `C / (C - 1) sum (s_c - mean n_c)^2 / n^2` for C prompts.
-    fn estimate(&self, i: usize) -> Estimate {
-        let (n, prompts) = (self.positions as f64, self.prompts as f64);
-        let mean = self.s[i] / n;
-        let squares = self.ss[i] - 2.0 * mean * self.ns[i] + mean * mean * self.nn;
-        let error = (squares.max(0.0) * prompts / (prompts - 1.0)).sqrt() / n;
-        let error = (self.prompts > 1).then_some(error);
-        let half_width = error.map(|e| e * student(self.prompts - 1));
+    fn estimate(&self, prompts: u64) -> Estimate {
+        let (n, mean) = (self.n, self.s / self.n);
+        let squares = self.ss - 2.0 * mean * self.ns + mean * mean * self.nn;
+        let count = prompts as f64;
+        let error = (squares.max(0.0) * count / (count - 1.0)).sqrt() / n;
+        let error = (prompts > 1).then_some(error);
+        let half_width = error.map(|e| e * student(prompts - 1));
         Estimate { mean, error, half_width }
     }
 }
@@ -246,6 +288,43 @@ mod tests {
         near(found.coupled.mean, 1.0 / 3.5);
         near(found.greedy.mean, 0.0);
         assert_eq!((found.positions, found.prompts, found.rejection.error), (1, 1, None));
+    }
+
+    #[test]
+    fn what_follows_an_accepted_token_is_not_counted() {
+        let mut ranking = Ranking::default();
+        ranking.add("", &prompt(&[0.25]));
+        assert_eq!(ranking.report().unwrap().overall.counted, None, "the prompt gives one token");
+        // Chances to be judged: 0, 1, 1 - 0.5, 1 - 0.5 * 1, 1 - 0.5 * 0.
+        ranking.add("", &prompt(&[0.25, 0.5, 1.0, 0.0, 0.75]));
+        let found = ranking.report().unwrap().overall;
+        for counted in [found.counted.unwrap().rejection, found.counted.unwrap().coupled] {
+            near(counted.mean, (0.5 + 0.5 + 0.75) / 3.0);
+            // One prompt has all that count.
+            near(counted.error.unwrap(), 0.0);
+        }
+    }
+
+    #[test]
+    fn counted_acceptance_is_that_of_simulated_cycles() {
+        let (mut rng, mut ranking) = (Rng::new(5), Ranking::default());
+        let (mut drafted, mut accepted) = (0, 0);
+        // Places of three tokens alike, hard or easy.
+        let chances: Vec<f32> = (0..300).flat_map(|_| [[0.9, 0.2][rng.below(2)]; 3]).collect();
+        ranking.add("", &prompt(&chances));
+        for _ in 0..200 {
+            let mut position = 1;
+            while position < chances.len() {
+                let right = (rng.signed() + 1.0) / 2.0 < chances[position];
+                drafted += 1;
+                accepted += usize::from(right);
+                position += if right { 2 } else { 1 };
+            }
+        }
+        let (share, found) = (accepted as f64 / drafted as f64, ranking.report().unwrap().overall);
+        // 120000 draws: a deviation of 0.0014.
+        assert!((found.counted.unwrap().coupled.mean - share).abs() < 0.006, "{found:?}, {share}");
+        assert!(found.coupled.mean - share > 0.05, "hard places weigh more: {found:?}, {share}");
     }
 
     #[test]

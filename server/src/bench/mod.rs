@@ -5,7 +5,7 @@
 //! test    bandwidth and peak, warm-up, repetitions that nobody disturbed, bandwidth and peak
 //! ```
 //! Sizes come from a model folder or from a table ([`subject`]); weights are then made up. Not
-//! here: linears alone ([`kernels`]), speed beside other programs.
+//! here: linears alone ([`kernels`]), draft lengths ([`sweep`]), speed beside other programs.
 
 mod kernels;
 pub(crate) mod machine;
@@ -14,6 +14,7 @@ mod rows;
 mod session;
 mod stats;
 mod subject;
+mod sweep;
 mod work;
 
 use crate::cli::{BenchArgs, BenchPart, DeviceArgs, DeviceName, MeasuringArgs};
@@ -33,10 +34,13 @@ pub(crate) fn run(args: &BenchArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     if let Some(BenchPart::Kernels(args)) = &args.part {
         return kernels::run(args, io);
     }
+    if args.sweep.draft.is_some() || args.sweep.draft_shape.is_some() {
+        return sweep::run(args, io);
+    }
     let tests = tests(args)?;
     let subject = Subject::open(&args.subject, args.measuring.device)?;
     let needs = tests.iter().fold(Needs::default(), |most, test| test.needs(most));
-    subject.check_memory(&needs.limits())?;
+    subject::check_memory(&subject.name, &[(subject.program(), needs.limits())])?;
     let mut writer = Writer::new(&STEPS, args.measuring.output);
     for place in places(&args.measuring)? {
         let backend = load::backend(&place.device_args())?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 fn args(words: &str) -> BenchArgs {
     let words = ["foretoken", "bench"].into_iter().chain(words.split_whitespace());
     match Cli::try_parse_from(words).unwrap().command {
-        Command::Bench(args) => args,
+        Command::Bench(args) => *args,
         other => panic!("{other:?}"),
     }
 }

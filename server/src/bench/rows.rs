@@ -24,7 +24,7 @@ pub(crate) struct Setting {
     pub(crate) threads: usize,
 }
 
-const SETTING: &[(&str, &str)] = &[
+pub(super) const SETTING: &[(&str, &str)] = &[
     ("version", "TEXT"),
     ("date", "TEXT"),
     ("cpu", "TEXT"),
@@ -229,15 +229,15 @@ pub(crate) static LINEARS: Table = Table {
              processor time other processes used.",
 };
 
-const fn left(title: &'static str, width: usize, text: fn(&Row) -> String) -> Cell {
+pub(super) const fn left(title: &'static str, width: usize, text: fn(&Row) -> String) -> Cell {
     Cell { title, width, right: false, text }
 }
 
-const fn right(title: &'static str, width: usize, text: fn(&Row) -> String) -> Cell {
+pub(super) const fn right(title: &'static str, width: usize, text: fn(&Row) -> String) -> Cell {
     Cell { title, width, right: true, text }
 }
 
-fn text(row: &Row, key: &str) -> String {
+pub(super) fn text(row: &Row, key: &str) -> String {
     match row.get(key) {
         Some(Value::String(text)) => text.clone(),
         Some(value) => value.to_string(),
@@ -246,7 +246,7 @@ fn text(row: &Row, key: &str) -> String {
 }
 
 /// A number in other units, a dash where there is none.
-fn figure(row: &Row, key: &str, scale: f64, decimals: usize, unit: &str) -> String {
+pub(super) fn figure(row: &Row, key: &str, scale: f64, decimals: usize, unit: &str) -> String {
     let value = row.get(key).and_then(Value::as_f64);
     value.map_or("-".to_owned(), |value| format!("{:.decimals$}{unit}", value * scale))
 }
@@ -260,7 +260,7 @@ fn short(row: &Row, key: &str, [billions, millions]: [&str; 2]) -> String {
     }
 }
 
-fn device(row: &Row) -> String {
+pub(super) fn device(row: &Row) -> String {
     match row.get("isa") {
         Some(Value::String(isa)) => format!("{} {isa}", text(row, "device")),
         _ => text(row, "device"),
@@ -268,11 +268,16 @@ fn device(row: &Row) -> String {
 }
 
 fn speed(row: &Row) -> String {
-    let rate = |key: &str| figure(row, &format!("tokens_per_second{key}"), 1.0, 1, "");
-    format!("{} ± {} ({}-{})", rate(""), rate("_stddev"), rate("_min"), rate("_max"))
+    spread(row, "tokens_per_second", 1)
 }
 
-fn others(row: &Row) -> String {
+/// Median ± standard deviation (least-most) of the columns that begin with `key`.
+pub(super) fn spread(row: &Row, key: &str, decimals: usize) -> String {
+    let part = |end: &str| figure(row, &format!("{key}{end}"), 1.0, decimals, "");
+    format!("{} ± {} ({}-{})", part(""), part("_stddev"), part("_min"), part("_max"))
+}
+
+pub(super) fn others(row: &Row) -> String {
     let share = figure(row, "foreign_cpu", 1e2, 0, " %");
     let dropped = row.get("dropped").and_then(Value::as_u64).unwrap_or(0);
     match (row.get("loud"), dropped) {

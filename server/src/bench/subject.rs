@@ -4,10 +4,11 @@
 
 use super::machine;
 use crate::cli::{DeviceName, ShapeFormat, SubjectArgs};
-use crate::load;
+use crate::{demo, load};
 use anyhow::bail;
 use engine::families::shapes::{self, SHAPES};
 use engine::model::{Head, Model};
+use engine::spec::ModelSpec;
 use engine::synthetic::{Formats, SyntheticModel};
 use kernels::program::{Op, Program, WeightId};
 use kernels::{StepLimits, WeightSource};
@@ -35,14 +36,47 @@ impl Subject {
             let kind = Kind::Model(Box::new(load::open(name, load::head(args.head, device))?));
             return Ok(Self { name: name.to_owned(), kind });
         };
-        let Some(shape) = shapes::find(name) else {
-            let known: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
-            bail!("no shape is called {name}: take one of {}", known.join(", "));
+        let Some(shape) = shapes::find(name) else { bail!(unknown(name)) };
+        Ok(Self::made_up(name, shape.spec()?, args, device))
+    }
+
+    /// A made-up draft for this verifier: the sizes called `name`, the verifier's vocabulary.
+    pub(crate) fn draft(
+        &self,
+        name: &str,
+        args: &SubjectArgs,
+        device: DeviceName,
+    ) -> anyhow::Result<Self> {
+        let spec = match (shapes::find(name), demo::find(name)) {
+            (Some(shape), _) => shape.spec()?,
+            (None, Some(files)) => Model::open(files)?.spec().clone(),
+            (None, None) => bail!(unknown(name)),
         };
+        let spec = ModelSpec { vocab: self.spec().vocab, ..spec };
+        Ok(Self::made_up(name, spec, args, device))
+    }
+
+    fn made_up(name: &str, spec: ModelSpec, args: &SubjectArgs, device: DeviceName) -> Self {
         let layers = layers(args.format);
         let formats = Formats { layers, head: head(load::head(args.head, device), layers) };
-        let model = SyntheticModel::new(shape.spec()?, formats);
-        Ok(Self { name: name.clone(), kind: Kind::Synthetic(Box::new(model)) })
+        let model = SyntheticModel::new(spec, formats);
+        Self { name: name.to_owned(), kind: Kind::Synthetic(Box::new(model)) }
+    }
+
+    /// The model, if it is a real one.
+    pub(crate) fn model(&self) -> Option<&Model> {
+        match &self.kind {
+            Kind::Model(model) => Some(model),
+            Kind::Synthetic(_) => None,
+        }
+    }
+
+    /// What the model is.
+    pub(crate) fn spec(&self) -> &ModelSpec {
+        match &self.kind {
+            Kind::Model(model) => model.spec(),
+            Kind::Synthetic(model) => model.spec(),
+        }
     }
 
     /// What it computes.
@@ -63,10 +97,7 @@ impl Subject {
 
     /// Elements of all weights; a head made from the embedding's matrix counts with it.
     pub(crate) fn parameters(&self) -> usize {
-        let (spec, program) = match &self.kind {
-            Kind::Model(model) => (model.spec(), model.program()),
-            Kind::Synthetic(model) => (model.spec(), model.program()),
-        };
+        let (spec, program) = (self.spec(), self.program());
         let all: usize = program.weights.iter().map(|w| w.shape[0] * w.shape[1]).sum();
         let embedded = |id: WeightId| {
             program.steps.iter().any(|s| matches!(s.op, Op::Embed { table, .. } if table == id))
@@ -92,27 +123,34 @@ impl Subject {
             (main, head) => main.or(head).map_or_else(String::new, |f| f.to_string()),
         }
     }
+}
 
-    /// Refuses what would not fit into the memory that is free now.
-    pub(crate) fn check_memory(&self, limits: &StepLimits) -> anyhow::Result<()> {
-        let Some(free) = machine::available_memory() else { return Ok(()) };
+/// Refuses runners of these programs that together would not fit into the memory that is free now.
+pub(crate) fn check_memory(name: &str, runners: &[(&Program, StepLimits)]) -> anyhow::Result<()> {
+    let Some(free) = machine::available_memory() else { return Ok(()) };
+    let kv = runners.iter().map(|(program, limits)| {
         let positions = limits.blocks.saturating_mul(limits.block_len);
-        let kv = positions.saturating_mul(2 * self.program().kv_elements_per_token());
-        let weights = self.program().weight_bytes();
-        let needed = weights.saturating_add(kv) as u64;
-        if needed > free {
-            let gb = |bytes: u64| bytes as f64 / 1e9;
-            bail!(
-                "{} needs {:.1} GB for weights and {:.1} GB for keys and values, {:.1} GB are free: \
-                 take a smaller shape, depth or batch",
-                self.name,
-                gb(weights as u64),
-                gb(kv as u64),
-                gb(free)
-            );
-        }
-        Ok(())
+        positions.saturating_mul(2 * program.kv_elements_per_token())
+    });
+    let kv = kv.fold(0, usize::saturating_add);
+    let weights: usize = runners.iter().map(|(program, _)| program.weight_bytes()).sum();
+    let needed = weights.saturating_add(kv) as u64;
+    if needed > free {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        bail!(
+            "{name} needs {:.1} GB for weights and {:.1} GB for keys and values, {:.1} GB are free: \
+             take a smaller shape, depth or batch",
+            gb(weights as u64),
+            gb(kv as u64),
+            gb(free)
+        );
     }
+    Ok(())
+}
+
+fn unknown(name: &str) -> String {
+    let known: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
+    format!("no shape is called {name}: take one of {}", known.join(", "))
 }
 
 /// The weight of each linear with its step's number, in order.
@@ -191,13 +229,12 @@ mod tests {
             block_len: 1 << 10,
             trace: false,
         };
-        let refused = shape("tinyllama-1.1b", HeadName::Keep).check_memory(&limits);
-        let refused = refused.unwrap_err().to_string();
+        let check = |name, limits| {
+            let subject = shape(name, HeadName::Keep);
+            check_memory(name, &[(subject.program(), limits)])
+        };
+        let refused = check("tinyllama-1.1b", limits).unwrap_err().to_string();
         assert!(refused.contains("keys and values"), "{refused}");
-        assert!(
-            shape("smollm2-135m", HeadName::Keep)
-                .check_memory(&StepLimits { blocks: 1, ..limits })
-                .is_ok()
-        );
+        assert!(check("smollm2-135m", StepLimits { blocks: 1, ..limits }).is_ok());
     }
 }

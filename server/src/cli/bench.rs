@@ -1,8 +1,10 @@
 //! What can be typed after `foretoken bench`. No behaviour.
 
-use super::{DeviceName, HeadName, IsaName};
+use super::speculation::{draft, draft_tokens};
+use super::{DeviceName, DraftName, DraftTokens, HeadName, IsaName};
 use clap::{Args, Subcommand, ValueEnum};
 use engine::families::shapes::SHAPES;
+use std::path::PathBuf;
 
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
@@ -33,9 +35,41 @@ pub struct BenchArgs {
     /// Timed repetitions of a test, after one to warm up
     #[arg(short, long, default_value_t = 5, value_parser = repetitions)]
     pub repetitions: usize,
+    /// Guessing ahead.
+    #[command(flatten)]
+    pub sweep: SweepArgs,
     /// How to measure.
     #[command(flatten)]
     pub measuring: MeasuringArgs,
+}
+
+/// Draft lengths beside plain decoding.
+#[derive(Debug, Args)]
+pub struct SweepArgs {
+    /// Measure this draft (as for run) with every length of --draft-tokens, in turns with plain
+    /// decoding; nothing else is measured then
+    #[arg(long, value_name = "DRAFT", value_parser = draft, group = "drafter",
+          conflicts_with_all = ["prompt_tokens", "depth", "batch", "verify", "shape"])]
+    pub draft: Option<DraftName>,
+    /// For --shape: sizes of the draft, those of a published model or of demo-draft, made up over
+    /// the shape's vocabulary
+    #[arg(long, value_name = "NAME", group = "drafter", requires = "shape", requires = "acceptance",
+          conflicts_with_all = ["prompt_tokens", "depth", "batch", "verify"])]
+    pub draft_shape: Option<String>,
+    /// Draft lengths, comma separated: numbers in 1..=64, or auto
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2,4,8,auto",
+          requires = "drafter", value_parser = draft_length)]
+    pub draft_tokens: Vec<DraftTokens>,
+    /// What if this share of the proposed tokens were right (0 to 1): each one is accepted with
+    /// this probability, whatever it is. Every row says that it is simulated
+    #[arg(long, value_name = "A", requires = "drafter", value_parser = share)]
+    pub acceptance: Option<f64>,
+    /// File with a prompt a line, as for verify; default: a few beginnings of Rust source
+    #[arg(long, value_name = "FILE", requires = "draft")]
+    pub prompts: Option<PathBuf>,
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "T", requires = "drafter", default_value_t = 0.0)]
+    pub temperature: f64,
 }
 
 /// Parts that are measured alone.
@@ -158,6 +192,20 @@ fn repetitions(text: &str) -> Result<usize, String> {
     within(text, 1, 1000)
 }
 
+fn share(text: &str) -> Result<f64, String> {
+    let value = text.trim().parse().ok().filter(|value| (0.0..=1.0).contains(value));
+    value.ok_or_else(|| "expected a number in 0..=1".to_owned())
+}
+
+fn draft_length(text: &str) -> Result<DraftTokens, String> {
+    match draft_tokens(text) {
+        Ok(DraftTokens::Off) | Err(_) => {
+            Err("expected auto or numbers in 1..=64; plain decoding is always measured".to_owned())
+        }
+        length => length,
+    }
+}
+
 fn percent(text: &str) -> Result<f64, String> {
     let value = text.trim().parse().ok().filter(|value| (0.0..=100.0).contains(value));
     value.ok_or_else(|| "expected a number in 0..=100".to_owned())
@@ -201,6 +249,13 @@ mod tests {
             (&["-p", "x"], "0..=1048576"),
             (&["--max-foreign", "NaN"], "0..=100"),
             (&["-o", "xml"], "jsonl"),
+            (&["--draft-tokens", "2"], "--draft"),
+            (&["--acceptance", "0.8"], "--draft"),
+            (&["--draft", "lookup", "--acceptance", "1.1"], "0..=1"),
+            (&["--draft", "lookup", "--draft-tokens", "2,off"], "1..=64"),
+            (&["--draft", "lookup", "-p", "9"], "cannot be used with"),
+            (&["--draft", "lookup", "--shape", "phi-4"], "cannot be used with"),
+            (&["--shape", "phi-4", "--draft-shape", "demo-draft"], "--acceptance"),
         ] {
             let refused = parse(words).unwrap_err();
             assert!(refused.contains(part), "{words:?}: {refused}");

@@ -100,7 +100,7 @@ const LOOKUP: &str = "lookup";
 const OF_ITSELF: &str = "self:";
 
 /// Any other word names a model; whether there is one shows when it is opened.
-fn draft(text: &str) -> Result<DraftName, String> {
+pub(super) fn draft(text: &str) -> Result<DraftName, String> {
     let text = text.trim();
     match text {
         "off" => return Ok(DraftName::Off),
@@ -119,7 +119,17 @@ fn draft(text: &str) -> Result<DraftName, String> {
     Ok(if cascade.is_some() { DraftName::Cascade(model) } else { DraftName::Model(model) })
 }
 
-fn draft_tokens(text: &str) -> Result<DraftTokens, String> {
+/// A draft that is a model by itself.
+pub(super) fn draft_model(text: &str) -> Result<ModelName, String> {
+    match draft(text)? {
+        DraftName::Model(name) => Ok(name),
+        DraftName::Off | DraftName::Lookup | DraftName::Cascade(_) => {
+            Err("expected a model folder, demo-draft or self:...".to_owned())
+        }
+    }
+}
+
+pub(super) fn draft_tokens(text: &str) -> Result<DraftTokens, String> {
     match text.trim() {
         "off" => return Ok(DraftTokens::Off),
         "auto" => return Ok(DraftTokens::Auto),

@@ -8,7 +8,6 @@ use super::worker::Handle;
 use axum::http::StatusCode;
 use engine::chat::ChatTemplate;
 use engine::engine::EngineConfig;
-use engine::spec::ModelSpec;
 use engine::tokenizer::Tokenizer;
 use kernels::program::TokenId;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +19,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(crate) struct Served {
     /// What clients call it.
     pub name: String,
-    pub spec: ModelSpec,
     pub config: EngineConfig,
     pub stop_tokens: Vec<TokenId>,
     pub tokenizer: Arc<Tokenizer>,

@@ -117,7 +117,6 @@ fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
     let engine = generate::engine(&model, draft.as_ref(), config, backend.as_ref(), io)?;
     let served = Served {
         name: args.served_model_name.clone().unwrap_or_else(|| base_name(name)),
-        spec: model.spec().clone(),
         config,
         stop_tokens: model.stop_tokens().to_vec(),
         tokenizer: Arc::new(tokenizer),

@@ -5,7 +5,7 @@
 use super::rows::Row;
 use super::{BothWays, Difference, Output, position};
 use crate::Io;
-use crate::cli::{DeviceName, VerifyArgs};
+use crate::cli::{DeviceArgs, DeviceName, SamplingArgs, VerifyArgs};
 use crate::speculate::Draft;
 use crate::{inspect, load};
 use engine::model::Model;
@@ -51,8 +51,8 @@ impl Certificate<'_> {
             "tokens_from_identical_logits": both.same_rows(requests),
             "divergence": divergence.map(|(i, at)| self.divergence(&requests[i], i, at)),
             "speculation": self.draft.json(&both.ending),
-            "sampling": self.sampling(),
-            "device": self.device(backend),
+            "sampling": sampling(&self.args.sampling),
+            "device": device(&self.args.device, backend),
             "kernels": self.kernels(backend),
             "verifier": weights(self.args.model.as_deref().unwrap_or("demo"), self.model),
             "draft": self.draft.model().map(|model| weights(&self.draft.name(), model)),
@@ -62,29 +62,6 @@ impl Certificate<'_> {
             },
             "version": env!("CARGO_PKG_VERSION"),
         })
-    }
-
-    fn sampling(&self) -> Value {
-        let s = &self.args.sampling;
-        json!({
-            "temperature": s.temperature,
-            "top_k": s.top_k,
-            "top_p": s.top_p,
-            "min_p": s.min_p,
-            "typical_p": s.typical_p,
-            "repetition_penalty": s.repetition_penalty,
-            "frequency_penalty": s.frequency_penalty,
-            "presence_penalty": s.presence_penalty,
-            "logit_bias": s.logit_bias,
-            "seed": s.seed,
-        })
-    }
-
-    fn device(&self, backend: &dyn Backend) -> Value {
-        let device = &self.args.device;
-        let isa = (device.device == DeviceName::Cpu)
-            .then(|| device.cpu_isa.map_or_else(Isa::best, load::isa).to_string());
-        json!({"name": backend.name(), "isa": isa, "threads": load::threads(device)})
     }
 
     /// The kernel of each format that either model uses.
@@ -112,6 +89,29 @@ impl Certificate<'_> {
             "drafted": side(&self.both.drafted[prompt], difference.drafted),
         })
     }
+}
+
+/// Sampling parameters, for a program.
+pub(crate) fn sampling(s: &SamplingArgs) -> Value {
+    json!({
+        "temperature": s.temperature,
+        "top_k": s.top_k,
+        "top_p": s.top_p,
+        "min_p": s.min_p,
+        "typical_p": s.typical_p,
+        "repetition_penalty": s.repetition_penalty,
+        "frequency_penalty": s.frequency_penalty,
+        "presence_penalty": s.presence_penalty,
+        "logit_bias": s.logit_bias,
+        "seed": s.seed,
+    })
+}
+
+/// A device, for a program.
+pub(crate) fn device(device: &DeviceArgs, backend: &dyn Backend) -> Value {
+    let isa = (device.device == DeviceName::Cpu)
+        .then(|| device.cpu_isa.map_or_else(Isa::best, load::isa).to_string());
+    json!({"name": backend.name(), "isa": isa, "threads": load::threads(device)})
 }
 
 fn row_json(row: &Row, show: &dyn Fn(TokenId) -> Value) -> Value {

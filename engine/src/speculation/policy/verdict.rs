@@ -24,12 +24,7 @@ pub struct Verdict {
 impl Verdict {
     /// The verdict on drafts of `source` of at most `longest` tokens, of which the share
     /// `measured` was accepted among those that were judged.
-    pub(super) fn new(
-        costs: &Costs,
-        source: Source,
-        longest: usize,
-        measured: Option<f64>,
-    ) -> Self {
+    pub fn new(costs: &Costs, source: Source, longest: usize, measured: Option<f64>) -> Self {
         let best = |acceptance| best(costs, source, longest, acceptance);
         let at_measured = measured.map(best);
         Self {
