@@ -13,6 +13,8 @@ mod extract;
 mod generation;
 mod metrics;
 mod openai;
+#[cfg(test)]
+mod report_tests;
 mod routes;
 mod sse;
 #[cfg(test)]
