@@ -7,4 +7,5 @@ pub(crate) mod choices;
 pub(crate) mod completions;
 pub(crate) mod models;
 pub(crate) mod params;
+pub(crate) mod report;
 pub(crate) mod usage;
