@@ -11,29 +11,21 @@ skip() {
     exit 0
 }
 
-# A clean CI machine may lack Debian packages, and is ours to install them on.
-install() {
-    [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-}
-
 [ -x "$FORETOKEN" ] || { echo "tests/clients: no binary at $FORETOKEN: cargo build --release -p server" >&2; exit 1; }
-command -v python3 >/dev/null || install python3 python3-venv || skip "there is no python3"
+command -v python3 >/dev/null || skip "there is no python3"
 command -v chromium >/dev/null && command -v chromedriver >/dev/null ||
-    install chromium chromium-driver ||
     echo "tests/clients: the page is not tried: there is no chromium with chromedriver"
 
 environment=$(mktemp -d)
 trap 'rm -rf "$environment"' EXIT
-python3 -m venv "$environment/uv" 2>/dev/null || { install python3-venv && python3 -m venv "$environment/uv"; } ||
-    skip "python3 -m venv does not work"
+python3 -m venv "$environment/uv" 2>/dev/null || skip "python3 -m venv does not work"
 # uv installs these 130 packages in a quarter of pip's time.
 "$environment/uv/bin/pip" install -q --disable-pip-version-check --no-compile uv==0.13.9 ||
     skip "the package index cannot be reached"
 uv=$environment/uv/bin/uv
 "$uv" venv -q --python python3 "$environment/clients"
-"$uv" pip install -q --python "$environment/clients/bin/python" -r requirements.txt
+"$uv" pip install -q --python "$environment/clients/bin/python" -r requirements.txt ||
+    skip "their packages cannot be installed"
 PATH=$environment/clients/bin:$PATH
 # Nothing of a person's own settings, and nothing from a hub.
 export HOME=$environment HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=1
