@@ -13,6 +13,7 @@ mod extract;
 mod generation;
 mod metrics;
 mod openai;
+mod page;
 mod routes;
 mod sse;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::app::App;
 use super::error::ApiError;
 use super::openai::{completions, models};
+use super::page;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 /// All paths of a server.
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
+        .route("/", get(page::page))
         .route("/health", get(health))
         .route("/ready", get(health))
         .route("/metrics", get(metrics))
