@@ -35,6 +35,9 @@ pub struct ServeArgs {
     /// Seconds that open requests may go on after SIGTERM or ctrl-c
     #[arg(long, value_name = "S", default_value_t = 30)]
     pub drain_seconds: u64,
+    /// Seconds after which a request is given up, its waiting included; 0 never does
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub request_seconds: u64,
     /// Who may listen and call.
     #[command(flatten)]
     pub access: AccessArgs,
@@ -52,7 +55,7 @@ pub struct AccessArgs {
     /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated
     #[arg(long, value_name = "KEY")]
     pub api_key: Vec<String>,
-    /// File with a key a line
+    /// File with a key a line; lines that begin with # are none
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
     /// Listen on an address that others can reach though no key is asked for
@@ -61,4 +64,7 @@ pub struct AccessArgs {
     /// Origin of web pages that may call, such as https://example.org, or `*`; may be repeated
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
+    /// Most bytes of a request's body
+    #[arg(long, value_name = "N", default_value_t = 4 << 20)]
+    pub max_body_bytes: usize,
 }

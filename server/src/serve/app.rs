@@ -12,7 +12,7 @@ use engine::tokenizer::Tokenizer;
 use kernels::program::TokenId;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The model that is served.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(crate) struct Served {
     pub tokenizer: Arc<Tokenizer>,
     /// None if the model comes without one.
     pub template: Option<ChatTemplate>,
+    /// Longest time from a request to its last token; none has no limit.
+    pub time_limit: Option<Duration>,
 }
 
 /// Shared by all handlers.
@@ -48,6 +50,7 @@ impl App {
 
     /// Says that the model is loaded.
     pub(crate) fn serve(&self, served: Served) {
+        self.metrics.serve(&served.name, &served.config);
         // There is one loader, so nothing was set before.
         let _ = self.served.set(Arc::new(served));
     }

@@ -6,7 +6,7 @@
 use super::error::ApiError;
 use super::worker::{Ending, Handle, Times, Token, Update, Updates};
 use engine::logprobs::TokenLogprob;
-use engine::request::{FinishReason, Request};
+use engine::request::{FinishReason, Request, TokenSource};
 use engine::speculation::SpeculationCounts;
 use engine::stream::TextStream;
 use engine::tokenizer::Tokenizer;
@@ -19,10 +19,22 @@ pub(crate) struct Delta {
     pub prompt: Vec<TokenLogprob>,
     /// Text that is final; what a stop string may begin is held back.
     pub text: String,
+    /// The same text token by token, by how the token that completed it came about; tokens that
+    /// completed none are left out.
+    pub pieces: Vec<(String, TokenSource)>,
     /// The tokens that were generated.
     pub tokens: Vec<Token>,
     /// Set in the last one.
     pub finish: Option<Finish>,
+}
+
+impl Delta {
+    fn say(&mut self, text: String, source: TokenSource) {
+        self.text += &text;
+        if !text.is_empty() {
+            self.pieces.push((text, source));
+        }
+    }
 }
 
 /// How a continuation ended.
@@ -40,6 +52,8 @@ pub(crate) struct Finish {
 pub(crate) struct Generation {
     updates: Updates,
     text: Option<TextStream<Arc<Tokenizer>>>,
+    /// How the last token came about.
+    source: TokenSource,
     /// A stop string was found; what the engine computes until it hears so is not counted.
     stopped: bool,
     ended: bool,
@@ -57,7 +71,7 @@ impl Generation {
         let text = tokenizer.map(|t| TextStream::new(t, stop).after(&request.prompt)).transpose();
         let text = text.map_err(|e| ApiError::invalid(e.to_string()))?;
         let updates = handle.submit(request).await?;
-        Ok(Self { updates, text, stopped: false, ended: false })
+        Ok(Self { updates, text, source: TokenSource::Plain, stopped: false, ended: false })
     }
 
     /// The next piece; none after the one with a [`Finish`].
@@ -82,7 +96,8 @@ impl Generation {
         for token in tokens {
             let piece = self.text.as_mut().map(|text| text.push(token.id)).transpose();
             let piece = piece.map_err(|e| ApiError::failed(e.to_string()))?.unwrap_or_default();
-            delta.text += &piece.text;
+            self.source = token.source;
+            delta.say(piece.text, token.source);
             delta.tokens.push(token);
             if piece.stopped {
                 self.stopped = true;
@@ -107,6 +122,8 @@ impl Generation {
             (false, reason) => reason,
         };
         let finish = Some(Finish { reason, speculation, accepted_in, times });
-        Ok(Delta { text, finish, ..Delta::default() })
+        let mut delta = Delta { finish, ..Delta::default() };
+        delta.say(text, self.source);
+        Ok(delta)
     }
 }

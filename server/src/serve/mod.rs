@@ -7,6 +7,9 @@
 //! The address opens first, then the model loads, then this thread becomes the engine's. Not here:
 //! one prompt at a terminal ([`crate::run`]).
 
+mod access;
+#[cfg(test)]
+mod access_tests;
 mod app;
 #[cfg(test)]
 mod chat_tests;
@@ -14,8 +17,12 @@ mod error;
 mod extract;
 mod generation;
 mod metrics;
+#[cfg(test)]
+mod metrics_tests;
 mod openai;
 mod page;
+#[cfg(test)]
+mod report_tests;
 mod routes;
 mod sse;
 #[cfg(test)]
@@ -27,8 +34,10 @@ use crate::bench::machine;
 use crate::cli::{HeadName, ServeArgs};
 use crate::speculate::Draft;
 use crate::{generate, load, run};
+use access::Access;
 use anyhow::{Context, bail};
 use app::{App, Served};
+use axum::Router;
 use engine::chat::ChatTemplate;
 use engine::engine::{Engine, EngineConfig};
 use engine::kv::BLOCK_LEN;
@@ -55,12 +64,17 @@ pub(crate) fn run(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the threads that speak HTTP")?;
+    let access = Access::new(&args.access)?;
+    if let Some(warning) = access.check_host(args.host, &args.access)? {
+        writeln!(io.err, "foretoken: {warning}")?;
+    }
     let listener = listen(args, &runtime)?;
     let address = listener.local_addr().context("the socket has no address")?;
     let metrics = Arc::new(Metrics::new()?);
     let (handle, inbox) = worker::channel();
     let app = Arc::new(App::new(handle, metrics.clone()));
-    let server = runtime.spawn(serve(listener, app.clone()));
+    let router = access.guard(routes::router(app.clone()), metrics.clone());
+    let server = runtime.spawn(serve(listener, router, app.clone()));
     writeln!(io.err, "foretoken: http://{address} is open; loading the model")?;
     let (engine, served) = load(args, io)?;
     writeln!(io.err, "foretoken: {} is served at http://{address}", served.name)?;
@@ -80,8 +94,7 @@ fn listen(args: &ServeArgs, runtime: &Runtime) -> anyhow::Result<TcpListener> {
 }
 
 /// Answers until the process is told to stop and all connections are done.
-async fn serve(listener: TcpListener, app: Arc<App>) {
-    let router = routes::router(app.clone());
+async fn serve(listener: TcpListener, router: Router, app: Arc<App>) {
     let stop = async move {
         told_to_stop().await;
         app.stop();
@@ -124,6 +137,7 @@ fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
         stop_tokens: model.stop_tokens().to_vec(),
         tokenizer: Arc::new(tokenizer),
         template,
+        time_limit: (args.request_seconds > 0).then(|| Duration::from_secs(args.request_seconds)),
     };
     Ok((engine, served))
 }

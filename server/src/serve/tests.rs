@@ -1,5 +1,6 @@
 //! A server over the demo pair, without sockets.
 
+use super::access::Access;
 use super::app::{App, Served};
 use super::metrics::Metrics;
 use super::{routes, worker};
@@ -32,6 +33,7 @@ impl TestServer {
         let Command::Serve(args) = Cli::try_parse_from(words).unwrap().command else {
             panic!("these are arguments of serve")
         };
+        let access = Access::new(&args.access).unwrap();
         let (ready, loaded) = std::sync::mpsc::channel::<Served>();
         let thread = std::thread::spawn(move || {
             let (mut out, mut err) = (vec![], vec![]);
@@ -48,7 +50,7 @@ impl TestServer {
             worker::run(engine, inbox, &metrics, Duration::from_secs(5));
         });
         app.serve(loaded.recv().unwrap());
-        let router = routes::router(app.clone());
+        let router = access.guard(routes::router(app.clone()), app.metrics.clone());
         Self { app, router, thread: Some(thread) }
     }
 

@@ -5,11 +5,12 @@
 //! client's channel has room for everything its request can ever say, so that a slow reader never
 //! stops a step. A dropped [`Updates`] cancels its request. Not here: HTTP, text.
 
-use super::metrics::Metrics;
+use super::metrics::{Brought, Ended, Metrics};
 use engine::engine::{Engine, EngineConfig, Progress};
 use engine::logprobs::TokenLogprob;
 use engine::request::{Event, FinishReason, Rejected, Request, RequestId, TokenSource};
 use engine::speculation::SpeculationCounts;
+use engine::speculation::policy::Source;
 use kernels::program::TokenId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -140,8 +141,9 @@ pub(crate) fn run(engine: Engine, inbox: Inbox, metrics: &Metrics, drain: Durati
         let start = Instant::now();
         // An error has reached every client as an event.
         let progress = worker.engine.step(&mut events).unwrap_or(Progress::Idle);
-        worker.dispatch(&mut events);
+        // Before the clients hear of it: who has heard of the end of a request finds it counted.
         metrics.step(&progress, start.elapsed(), &worker.engine.counts());
+        worker.dispatch(&mut events);
     }
 }
 
@@ -185,6 +187,7 @@ impl Worker<'_> {
 
     fn submit(&mut self, request: Request, reply: oneshot::Sender<Result<Updates, Rejected>>) {
         let room = capacity(&request, self.engine.config());
+        let prompt_tokens = request.prompt.len();
         let arrived = Instant::now();
         let answer = self.engine.submit(request).map(|id| {
             let (sender, receiver) = mpsc::channel(room);
@@ -192,11 +195,21 @@ impl Worker<'_> {
             let updates = Updates { receiver, cancelled: cancelled.clone() };
             let accepted_in = vec![0; self.engine.config().max_drafted + 1];
             let pending = Pending::default();
-            let client = Client { sender, cancelled, arrived, first: None, accepted_in, pending };
+            let (first, last, tokens) = (None, arrived, 0);
+            let client = Client {
+                sender,
+                cancelled,
+                prompt_tokens,
+                tokens,
+                arrived,
+                first,
+                last,
+                accepted_in,
+                pending,
+            };
             self.clients.insert(id, client);
             updates
         });
-        self.metrics.arrived(answer.as_ref().err());
         // A client that left meanwhile shows by its closed channel.
         let _ = reply.send(answer);
     }
@@ -215,7 +228,13 @@ impl Worker<'_> {
         for client in self.clients.values_mut() {
             client.flush(now, self.metrics);
         }
+        let open = self.clients.len();
         self.clients.retain(|_, client| client.pending.end.is_none());
+        if self.clients.len() < open
+            && let Some(verdict) = self.engine.verdict(Source::Model)
+        {
+            self.metrics.verdict(&verdict);
+        }
     }
 
     fn book(&mut self, event: Event) {
@@ -249,9 +268,14 @@ fn capacity(request: &Request, config: &EngineConfig) -> usize {
 struct Client {
     sender: mpsc::Sender<Update>,
     cancelled: Arc<AtomicBool>,
+    prompt_tokens: usize,
+    /// Tokens generated for it.
+    tokens: usize,
     arrived: Instant,
     /// When its first token came.
     first: Option<Instant>,
+    /// When its last tokens came.
+    last: Instant,
     accepted_in: Vec<u64>,
     pending: Pending,
 }
@@ -281,19 +305,47 @@ impl Client {
         if !self.pending.tokens.is_empty() {
             let tokens = std::mem::take(&mut self.pending.tokens);
             self.count(&tokens);
-            metrics.tokens(&tokens, self.arrived, self.first, now);
+            metrics.tokens(tokens.len(), self.brought(now));
             self.first.get_or_insert(now);
+            self.last = now;
+            self.tokens += tokens.len();
             let _ = self.sender.try_send(Update::Tokens(tokens));
         }
-        let update = match &self.pending.end {
-            None => return,
-            Some(End::Failed(reason)) => Update::Failed(reason.clone()),
-            Some(End::Finished(reason, speculation)) => {
+        let Some(end) = &self.pending.end else { return };
+        self.tell_end(end, now, metrics);
+        let update = match end {
+            End::Failed(reason) => Update::Failed(reason.clone()),
+            End::Finished(reason, speculation) => {
                 Update::Ended(self.ending(*reason, *speculation, now))
             }
         };
-        metrics.ended(&update);
         let _ = self.sender.try_send(update);
+    }
+
+    fn brought(&self, now: Instant) -> Brought {
+        let (wait, prompt_tokens) = (now - self.last, self.prompt_tokens);
+        match self.first {
+            None => Brought::First { prompt_tokens, wait },
+            Some(_) => Brought::Later { wait },
+        }
+    }
+
+    fn tell_end(&self, end: &End, now: Instant, metrics: &Metrics) {
+        let (reason, speculation) = match end {
+            End::Failed(_) => (None, SpeculationCounts::default()),
+            // Who asks for an end has found a stop string; who leaves just leaves.
+            End::Finished(FinishReason::Cancelled, counts)
+                if self.cancelled.load(Ordering::Relaxed) =>
+            {
+                (Some(FinishReason::Stop), *counts)
+            }
+            End::Finished(reason, counts) => (Some(*reason), *counts),
+        };
+        let accepted_in = if reason.is_some() { &self.accepted_in[..] } else { &[] };
+        let (prompt_tokens, tokens) = (self.prompt_tokens, self.tokens);
+        let lasted = now - self.arrived;
+        let ended = Ended { reason, prompt_tokens, tokens, lasted, speculation, accepted_in };
+        metrics.ended(&ended);
     }
 
     /// A step is a cycle if anything was proposed in it.

@@ -10,6 +10,8 @@ use engine::request::Request;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
+use tokio::time::Instant;
 
 type Next =
     Pin<Box<dyn Future<Output = (usize, Generation, Result<Option<Delta>, ApiError>)> + Send>>;
@@ -17,6 +19,8 @@ type Next =
 /// Continuations that are being computed; dropping them cancels all.
 pub(crate) struct Choices {
     next: FuturesUnordered<Next>,
+    /// When they are given up, and after how long.
+    deadline: Option<(Instant, Duration)>,
 }
 
 impl Choices {
@@ -27,16 +31,29 @@ impl Choices {
         requests: Vec<Request>,
         stop: &[String],
     ) -> Result<Self, ApiError> {
+        let deadline = served.time_limit.map(|limit| (Instant::now() + limit, limit));
         let mut started = Vec::with_capacity(requests.len());
         for request in requests {
             let tokenizer = Some(served.tokenizer.clone());
             started.push(Generation::start(&app.handle, request, tokenizer, stop.to_vec()).await?);
         }
-        Ok(Self { next: started.into_iter().enumerate().map(|(i, g)| step(i, g)).collect() })
+        let next = started.into_iter().enumerate().map(|(i, g)| step(i, g)).collect();
+        Ok(Self { next, deadline })
     }
 
     /// The next delta of any choice, with its number; none when all have ended.
+    ///
+    /// # Errors
+    /// What went wrong with one of them, or that the time is over; dropping `self` then cancels all.
     pub(crate) async fn next(&mut self) -> Result<Option<(usize, Delta)>, ApiError> {
+        let Some((deadline, limit)) = self.deadline else { return self.any().await };
+        tokio::time::timeout_at(deadline, self.any()).await.unwrap_or_else(|_| {
+            let message = format!("the answer was not complete after {} seconds", limit.as_secs());
+            Err(ApiError::unavailable(message).code("timeout"))
+        })
+    }
+
+    async fn any(&mut self) -> Result<Option<(usize, Delta)>, ApiError> {
         while let Some((index, generation, delta)) = self.next.next().await {
             if let Some(delta) = delta? {
                 if delta.finish.is_none() {

@@ -10,9 +10,11 @@ use super::super::generation::{Delta, Finish};
 use super::super::sse::{self, Writer};
 use super::choices::Choices;
 use super::params::{Params, Plan};
+use super::report::{Figures, Provenance, Report, Wanted};
 use super::usage::{Usage, finite};
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use engine::logprobs::{LogprobsWanted, TokenLogprob};
 use engine::request::Request;
@@ -44,6 +46,8 @@ pub(crate) struct CompletionRequest {
     /// Whether to send pieces as they come.
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    #[serde(flatten)]
+    wanted: Wanted,
     #[serde(flatten)]
     params: Params,
 }
@@ -80,6 +84,8 @@ pub(crate) struct Completion {
     choices: Vec<Choice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
+    #[serde(flatten)]
+    figures: Figures,
 }
 
 /// A continuation, or a piece of one.
@@ -90,6 +96,9 @@ pub(crate) struct Choice {
     logprobs: Option<Logprobs>,
     /// `stop` or `length`; null in pieces before the last.
     finish_reason: Option<&'static str>,
+    /// How the generated text came about, where that is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provenance: Option<Vec<Provenance>>,
 }
 
 /// How likely tokens were, one entry a token.
@@ -112,18 +121,20 @@ pub(crate) struct Logprobs {
 ))]
 pub(crate) async fn completions(
     State(app): State<Arc<App>>,
+    headers: HeaderMap,
     Body(request): Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let served = app.ready()?;
     served.check_name(request.model.as_deref())?;
+    let report = Report::new(request.wanted, &headers, &served);
     let job = Job::new(&request, &app, served)?;
     let requests = job.requests();
     let choices = Choices::start(&app, &job.served, requests, &job.plan.stop).await?;
     if request.stream == Some(true) {
-        let stream = Stream::new(job, request.stream_options.unwrap_or_default());
+        let stream = Stream::new(job, report, request.stream_options.unwrap_or_default());
         return Ok(sse::response(choices, stream, &[]));
     }
-    Ok(Json(whole(job, choices).await?).into_response())
+    Ok(Json(whole(job, choices, report).await?).into_response())
 }
 
 /// A request that was understood.
@@ -197,7 +208,13 @@ impl Job {
 
     fn completion(&self, choices: Vec<Choice>, usage: Option<Usage>) -> Completion {
         let (id, model) = (self.id.clone(), self.served.name.clone());
-        Completion { id, object: "text_completion", created: self.created, model, choices, usage }
+        let (created, figures) = (self.created, Figures::default());
+        Completion { id, object: "text_completion", created, model, choices, usage, figures }
+    }
+
+    /// Of text that is not given out there is nothing to tell.
+    fn shown(&self, provenance: Option<Vec<Provenance>>) -> Option<Vec<Provenance>> {
+        provenance.map(|all| if self.scores_only { vec![] } else { all })
     }
 
     fn prompt_tokens(&self) -> usize {
@@ -241,7 +258,7 @@ impl Job {
         let reason =
             |finish: &Finish| if self.scores_only { "length" } else { finish.reason.as_str() };
         let finish_reason = delta.finish.as_ref().map(reason);
-        Ok(Choice { index: 0, text, logprobs, finish_reason })
+        Ok(Choice { index: 0, text, logprobs, finish_reason, provenance: None })
     }
 
     /// The prompt's first token has no probability, and comes with the second, or alone.
@@ -311,12 +328,13 @@ impl Open {
 }
 
 /// The answer when everything has come.
-async fn whole(job: Job, mut choices: Choices) -> Result<Completion, ApiError> {
+async fn whole(job: Job, mut choices: Choices, mut report: Report) -> Result<Completion, ApiError> {
     let candidates = job.prompts.len() * job.best_of as usize;
     let opened = (0..candidates).map(|i| Ok((job.open(i)?, Choice::default())));
     let mut all: Vec<(Open, Choice)> = opened.collect::<Result<_, ApiError>>()?;
     while let Some((i, delta)) = choices.next().await? {
-        let piece = job.piece(&mut all[i].0, &delta)?;
+        let mut piece = job.piece(&mut all[i].0, &delta)?;
+        piece.provenance = job.shown(report.book(&delta));
         all[i].1.append(piece);
     }
     let completion_tokens = all.iter().map(|(open, _)| open.tokens).sum();
@@ -329,13 +347,19 @@ async fn whole(job: Job, mut choices: Choices) -> Result<Completion, ApiError> {
         best.extend(of_prompt.into_iter().take(job.plan.n as usize).map(|(_, choice)| choice));
     }
     best.iter_mut().enumerate().for_each(|(index, choice)| choice.index = index);
-    Ok(job.completion(best, Some(Usage::new(job.prompt_tokens(), completion_tokens))))
+    let usage = Usage::new(job.prompt_tokens(), completion_tokens);
+    let figures = report.figures(job.prompt_tokens());
+    Ok(Completion { figures, ..job.completion(best, Some(usage)) })
 }
 
 impl Choice {
     fn append(&mut self, piece: Self) {
         self.text += &piece.text;
         self.finish_reason = self.finish_reason.or(piece.finish_reason);
+        match (&mut self.provenance, piece.provenance) {
+            (Some(all), Some(more)) => all.extend(more),
+            (none, more) => *none = more,
+        }
         match (&mut self.logprobs, piece.logprobs) {
             (Some(all), Some(more)) => {
                 all.tokens.extend(more.tokens);
@@ -351,16 +375,17 @@ impl Choice {
 /// The answer piece by piece.
 struct Stream {
     job: Job,
+    report: Report,
     options: StreamOptions,
     open: Vec<Option<Open>>,
     completion_tokens: usize,
 }
 
 impl Stream {
-    fn new(job: Job, options: StreamOptions) -> Self {
+    fn new(job: Job, report: Report, options: StreamOptions) -> Self {
         let candidates = job.prompts.len() * job.best_of as usize;
         let open = (0..candidates).map(|_| None).collect();
-        Self { job, options, open, completion_tokens: 0 }
+        Self { job, report, options, open, completion_tokens: 0 }
     }
 
     fn usage(&self) -> Usage {
@@ -375,7 +400,8 @@ impl Writer for Stream {
             None => self.job.open(index)?,
         };
         let before = open.tokens;
-        let piece = Choice { index, ..self.job.piece(&mut open, &delta)? };
+        let provenance = self.job.shown(self.report.book(&delta));
+        let piece = Choice { index, provenance, ..self.job.piece(&mut open, &delta)? };
         self.completion_tokens += open.tokens - before;
         self.open[index] = Some(open);
         let shown = piece.logprobs.as_ref().is_some_and(|l| !l.tokens.is_empty());
@@ -387,8 +413,11 @@ impl Writer for Stream {
     }
 
     fn last(&mut self) -> Vec<Value> {
-        let usage = self.options.include_usage.then(|| self.usage());
-        usage.map(|usage| json!(self.job.completion(vec![], Some(usage)))).into_iter().collect()
+        if !self.options.include_usage && !self.report.wants_figures() {
+            return vec![];
+        }
+        let figures = self.report.figures(self.job.prompt_tokens());
+        vec![json!(Completion { figures, ..self.job.completion(vec![], Some(self.usage())) })]
     }
 }
 

@@ -10,4 +10,5 @@ pub(crate) mod conversation;
 pub(crate) mod likelihood;
 pub(crate) mod models;
 pub(crate) mod params;
+pub(crate) mod report;
 pub(crate) mod usage;
