@@ -7,7 +7,7 @@ import os
 import shutil
 
 import pytest
-from conftest import PROMPT, run
+from conftest import CHAT, PROMPT, run
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -34,10 +34,10 @@ def browser():
 class Page:
     """The page of a server, by the ids of its parts."""
 
-    def __init__(self, browser, root):
+    def __init__(self, browser, root, model="demo"):
         self.browser = browser
         browser.get(root)
-        self.wait(lambda: self.text("model") == "demo")
+        self.wait(lambda: model in self.text("model"))
 
     def part(self, name):
         return self.browser.find_element(By.ID, name)
@@ -89,6 +89,39 @@ def test_a_prompt_is_continued_and_the_strip_lives(page):
     kinds = {"token drafted", "token corrected", "token bonus", "token plain"}
     classes = page.browser.find_elements(By.CSS_SELECTOR, "#log .token")
     assert {token.get_attribute("class") for token in classes} <= kinds
+
+
+def test_guessed_tokens_are_coloured_and_counted(browser, start):
+    # A fixed length drafts whether or not that pays here.
+    page = Page(browser, start("--draft-tokens", 4).root)
+    page.set(max_tokens=200, temperature=0)
+    page.send(PROMPT)
+    page.written()
+    assert page.texts(".token.drafted") and page.texts("#log .token.corrected") and page.texts("#log .token.bonus")
+    assert 1 < float(page.text("length")) <= 5 and 0 < float(page.text("acceptance")) < 1
+    assert page.part("chart").get_attribute("aria-label").startswith("acceptance " + page.text("acceptance"))
+    assert len(page.part("curve").get_attribute("points").split()) > 2
+    colour = "return getComputedStyle(document.querySelector('#log .token.drafted')).backgroundColor"
+    coloured = browser.execute_script(colour)
+    page.part("colours").click()
+    assert browser.execute_script(colour) != coloured
+
+
+def test_a_conversation_goes_on(browser, start):
+    page = Page(browser, start(CHAT, "--served-model-name", "chat", "--api-key", "sesame").root, "asks for a key")
+    page.browser.execute_script("document.querySelector('details').open = true")
+    page.part("key").send_keys("sesame", Keys.TAB)
+    page.wait(lambda: page.text("model") == "chat")
+    page.set(mode="chat", max_tokens=8, temperature=0)
+    page.send("Say something.")
+    first = page.written()
+    page.send("And again.")
+    second = page.written()
+    assert page.texts("#log h2") == ["You", "chat", "You", "chat"] and first and second
+    # The key is this tab's: a reload asks for none.
+    page.browser.refresh()
+    page.wait(lambda: page.text("model") == "chat")
+    browser.get_log("browser")
 
 
 def test_control_enter_sends_and_shift_enter_begins_a_line(page):
