@@ -127,3 +127,21 @@ def test_a_stream_that_is_left_frees_its_place(start):
         with complete(client, max_tokens=1500, stream=True, extra_body={"ignore_eos": True}) as stream:
             next(stream)
     assert complete(client).choices[0].text
+
+
+def test_a_key_is_asked_for(start):
+    server = start("--api-key", "sesame-1", "--api-key", "sesame-2")
+    with pytest.raises(openai.AuthenticationError) as caught:
+        complete(server.client(api_key="wrong"))
+    assert "sesame" not in str(caught.value)
+    for key in ["sesame-1", "sesame-2"]:
+        assert complete(server.client(api_key=key)).choices[0].text
+
+
+def test_acceptance_is_told_to_who_asks(client):
+    answer = complete(client, max_tokens=60, extra_body={"metrics": True, "provenance": True})
+    told = answer.metrics["speculative_decoding"]
+    assert len(told["acceptance_histogram"]) == told["num_spec_tokens"] + 1
+    pieces = answer.choices[0].provenance
+    assert "".join(piece["text"] for piece in pieces) == answer.choices[0].text
+    assert {piece["source"] for piece in pieces} <= {"plain", "drafted", "corrected", "bonus"}

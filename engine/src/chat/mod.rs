@@ -52,6 +52,8 @@ pub struct ChatInput<'a> {
 pub struct ChatTemplate {
     env: Environment<'static>,
     tokens: Vec<(&'static str, String)>,
+    /// Name and text of each template, as they were found.
+    sources: Vec<(String, String)>,
 }
 
 impl ChatTemplate {
@@ -66,9 +68,30 @@ impl ChatTemplate {
         if sources.is_empty() {
             return Ok(None);
         }
-        let env = on_deep_stack(|| compile(sources))?;
+        Self::compiled(sources, &config).map(Some)
+    }
+
+    /// Compiles `source` in place of the model's own template; special tokens still come from the
+    /// model's `files`.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::from_files`].
+    pub fn from_source(source: String, files: &ModelFiles) -> Result<Self, Error> {
+        Self::compiled(vec![("default".into(), source)], &TokenizerConfig::read(files)?)
+    }
+
+    fn compiled(sources: Vec<(String, String)>, config: &TokenizerConfig) -> Result<Self, Error> {
+        let env = on_deep_stack(|| compile(&sources))?;
         let tokens = config.tokens().map(|(key, token)| (key, token.to_owned())).collect();
-        Ok(Some(Self { env, tokens }))
+        Ok(Self { env, tokens, sources })
+    }
+
+    /// The template that is used, as the model's author wrote it: for conversations with tools or
+    /// for those without; empty if there is none for them.
+    pub fn source(&self, tools: bool) -> &str {
+        let named = |name| self.sources.iter().find(|(n, _)| n == name);
+        let source = named("tool_use").filter(|_| tools).or_else(|| named("default"));
+        source.map_or("", |(_, text)| text)
     }
 
     /// The text of a conversation.
@@ -152,14 +175,14 @@ fn misshapen(config: &TokenizerConfig, found: &Value) -> Error {
     }
 }
 
-fn compile(sources: Vec<(String, String)>) -> Result<Environment<'static>, Error> {
+fn compile(sources: &[(String, String)]) -> Result<Environment<'static>, Error> {
     let mut env = environment()?;
     for (name, source) in sources {
         if source.len() > SOURCE_BYTES_MAX {
             let len = source.len();
             return Err(refused(&format!("{name} has {len} bytes, limit {SOURCE_BYTES_MAX}")));
         }
-        env.add_template_owned(name, python::prepare(&source)).map_err(|e| failed(&e))?;
+        env.add_template_owned(name.clone(), python::prepare(source)).map_err(|e| failed(&e))?;
     }
     Ok(env)
 }

@@ -20,6 +20,23 @@ fn golden_template(entry: &Value) -> ChatTemplate {
 }
 
 #[test]
+fn a_given_template_takes_the_place_of_the_models_own() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("chat_template.jinja"), "own").unwrap();
+    let config = json!({"bos_token": "<s>"}).to_string();
+    std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    let files = ModelFiles::Folder(dir.path().into());
+    let source = "{{ bos_token }}{{ messages[0].content }}";
+    let template = ChatTemplate::from_source(source.into(), &files).unwrap();
+    let (messages, extra) = (json!([{"role": "user", "content": "hi"}]), Map::new());
+    let input =
+        ChatInput { messages: &messages, tools: None, add_generation_prompt: true, extra: &extra };
+    assert_eq!(template.render(&input).unwrap(), "<s>hi");
+    assert_eq!(template.source(true), source);
+    assert!(ChatTemplate::from_source("{% if %}".into(), &files).is_err());
+}
+
+#[test]
 fn golden_conversations() {
     let vectors = golden_json("chat/vectors.json");
     for row in vectors["rows"].as_array().unwrap() {

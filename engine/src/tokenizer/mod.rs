@@ -27,6 +27,7 @@ use tokenizers::PostProcessorWrapper;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
+    special: Vec<(&'static str, String)>,
 }
 
 impl Tokenizer {
@@ -56,7 +57,7 @@ impl Tokenizer {
 
     fn from_json(bytes: &[u8], config: &TokenizerConfig, path: PathBuf) -> Result<Self, Error> {
         let inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(bytes))?;
-        let mut this = Self { inner, path };
+        let mut this = Self { inner, path, special: vec![] };
         this.apply(config, config.explicit_ends()?)?;
         Ok(this)
     }
@@ -69,7 +70,7 @@ impl Tokenizer {
         let fail = |reason| Error::Tokenizer { path: path.clone(), reason };
         let model = sentencepiece::Model::parse(bytes).map_err(fail)?;
         let inner = guarded(&path, || model.build())?;
-        let mut this = Self { inner, path };
+        let mut this = Self { inner, path, special: vec![] };
         // Without a configuration: a begin token if the model has one and no end token, as Llama.
         let ends = config.explicit_ends()?.unwrap_or((true, false));
         let (bos, eos) = ends;
@@ -82,7 +83,8 @@ impl Tokenizer {
     /// Marks the configuration's special tokens and, where it says which ends to add, replaces the
     /// post-processor.
     fn apply(&mut self, config: &TokenizerConfig, ends: Option<(bool, bool)>) -> Result<(), Error> {
-        let Self { inner, path } = self;
+        let Self { inner, path, special } = self;
+        special.extend(config.tokens().map(|(key, token)| (key, token.to_owned())));
         guarded(path, || {
             inner.with_truncation(None)?.with_padding(None);
             let plain = |token: &&str| {
@@ -162,6 +164,11 @@ impl Tokenizer {
     /// Number of tokens, special ones included; the model's embedding may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+
+    /// Key (`bos_token`, `eos_token`, ...) and text of the special tokens that the model names.
+    pub fn special_tokens(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.special.iter().map(|(key, token)| (*key, token.as_str()))
     }
 
     /// Whether decoding `id` can print anything.

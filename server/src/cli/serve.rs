@@ -13,6 +13,9 @@ pub struct ServeArgs {
     /// Name of the model for clients; default: the folder's name
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Option<String>,
+    /// File with the Jinja template of chats; default: the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1")]
     pub host: IpAddr,

@@ -11,6 +11,8 @@ mod access;
 #[cfg(test)]
 mod access_tests;
 mod app;
+#[cfg(test)]
+mod chat_tests;
 mod error;
 mod extract;
 mod generation;
@@ -18,6 +20,7 @@ mod metrics;
 #[cfg(test)]
 mod metrics_tests;
 mod openai;
+mod page;
 #[cfg(test)]
 mod report_tests;
 mod routes;
@@ -124,7 +127,7 @@ fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
     let model = load::open(name, head)?;
     let draft = Draft::open(&args.speculation, &model, args.model.is_some(), &args.device)?;
     let tokenizer = run::tokenizer(&model, false)?.context("a server needs a tokenizer")?;
-    let template = ChatTemplate::from_files(model.files())?;
+    let template = template(args.chat_template.as_deref(), &model)?;
     let config = config(args, &model, draft.as_ref())?;
     let backend = load::backend(&args.device)?;
     let engine = generate::engine(&model, draft.as_ref(), config, backend.as_ref(), io)?;
@@ -137,6 +140,14 @@ fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
         time_limit: (args.request_seconds > 0).then(|| Duration::from_secs(args.request_seconds)),
     };
     Ok((engine, served))
+}
+
+/// The template in `file`, else the model's own.
+fn template(file: Option<&Path>, model: &Model) -> anyhow::Result<Option<ChatTemplate>> {
+    let Some(file) = file else { return Ok(ChatTemplate::from_files(model.files())?) };
+    let unusable = || format!("--chat-template {} cannot be used", file.display());
+    let source = std::fs::read_to_string(file).with_context(unusable)?;
+    ChatTemplate::from_source(source, model.files()).with_context(unusable).map(Some)
 }
 
 /// The last part of a path.

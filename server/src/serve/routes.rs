@@ -2,7 +2,8 @@
 
 use super::app::App;
 use super::error::ApiError;
-use super::openai::{completions, models};
+use super::openai::{chat, completions, models};
+use super::page;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -13,11 +14,13 @@ use std::sync::Arc;
 /// All paths of a server.
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
+        .route("/", get(page::page))
         .route("/health", get(health))
         .route("/ready", get(health))
         .route("/metrics", get(metrics))
         .route("/v1/models", get(models::models))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/chat/completions", post(chat::chat_completions))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .with_state(app)

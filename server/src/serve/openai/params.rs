@@ -153,7 +153,8 @@ impl Plan {
     /// The engine's request for the continuation number `index` of `prompt`.
     pub(crate) fn request(&self, prompt: Vec<TokenId>, index: u32, served: &Served) -> Request {
         let room = (served.config.context_len as usize).saturating_sub(prompt.len());
-        let max_tokens = self.max_tokens.unwrap_or(room as u32);
+        // A prompt without room is refused as such.
+        let max_tokens = self.max_tokens.unwrap_or(room.max(1) as u32);
         let seed = self.sampling.seed.wrapping_add(u64::from(index));
         Request {
             prompt,

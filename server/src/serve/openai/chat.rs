@@ -1,0 +1,298 @@
+//! `POST /v1/chat/completions`: a conversation goes on.
+//!
+//! Not here: how messages become text ([`super::conversation`]). The JSON is the OpenAI API's, with
+//! the extensions of vLLM that its clients use (`top_k`, `chat_template_kwargs`, `min_tokens`, ...).
+
+use super::super::app::{App, Served, seconds};
+use super::super::error::{ApiError, ErrorBody};
+use super::super::extract::Body;
+use super::super::generation::Delta;
+use super::super::sse::{self, Writer};
+use super::choices::Choices;
+use super::completions::StreamOptions;
+use super::conversation::Conversation;
+use super::likelihood::ChatLogprobs;
+use super::params::{Params, Plan};
+use super::usage::Usage;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use engine::logprobs::LogprobsWanted;
+use engine::request::{FinishReason, Request};
+use kernels::program::TokenId;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// A request.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct ChatRequest {
+    /// The served model's name; default: that model.
+    model: Option<String>,
+    #[serde(flatten)]
+    conversation: Conversation,
+    /// Most tokens to generate; default: what the context holds beside the conversation.
+    max_completion_tokens: Option<u32>,
+    /// The older name of `max_completion_tokens`, which wins.
+    max_tokens: Option<u32>,
+    /// Whether to tell each token's log-probability.
+    logprobs: Option<bool>,
+    /// The likeliest tokens to tell beside each, 0 to 20; needs `logprobs`.
+    top_logprobs: Option<u32>,
+    /// Whether to send pieces as they come.
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    /// Refused unless its type is `text`.
+    response_format: Option<Value>,
+    #[serde(flatten)]
+    params: Params,
+}
+
+/// An answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ChatCompletion {
+    id: String,
+    /// `chat.completion`.
+    object: &'static str,
+    created: u64,
+    model: String,
+    choices: Vec<ChatChoice>,
+    usage: Usage,
+}
+
+/// One of several answers.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(crate) struct ChatChoice {
+    index: usize,
+    message: Answer,
+    logprobs: Option<ChatLogprobs>,
+    /// `stop` or `length`.
+    finish_reason: Option<&'static str>,
+}
+
+/// What the model says.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Answer {
+    /// `assistant`.
+    role: &'static str,
+    content: Option<String>,
+    /// Null: what a model refuses, it says in `content`.
+    refusal: Option<String>,
+}
+
+/// A piece of a streamed answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ChatChunk {
+    id: String,
+    /// `chat.completion.chunk`.
+    object: &'static str,
+    created: u64,
+    model: String,
+    choices: Vec<ChunkChoice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+/// What a piece adds to a choice.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(crate) struct ChunkChoice {
+    index: usize,
+    delta: AnswerDelta,
+    logprobs: Option<ChatLogprobs>,
+    /// As in the whole answer; null in pieces before the last.
+    finish_reason: Option<&'static str>,
+}
+
+/// What a piece adds to an answer.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(crate) struct AnswerDelta {
+    /// `assistant`, in a choice's first piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+}
+
+/// Answers a conversation.
+#[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
+    (status = 200, content((ChatCompletion = "application/json"), (ChatChunk = "text/event-stream"))),
+    (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    (status = 429, body = ErrorBody), (status = 503, body = ErrorBody),
+))]
+pub(crate) async fn chat_completions(
+    State(app): State<Arc<App>>,
+    Body(request): Body<ChatRequest>,
+) -> Result<Response, ApiError> {
+    let served = app.ready()?;
+    served.check_name(request.model.as_deref())?;
+    let (stream, options) = (request.stream == Some(true), request.stream_options);
+    let job = Job::new(request, &app, served).await?;
+    let choices = Choices::start(&app, &job.served, job.requests(), &job.plan.stop).await;
+    let choices = choices.map_err(blame_messages)?;
+    if stream {
+        let stream = Stream::new(job, options.unwrap_or_default());
+        let first = stream.first();
+        return Ok(sse::response(choices, stream, &first));
+    }
+    Ok(Json(whole(&job, choices).await?).into_response())
+}
+
+/// What the engine says of a prompt is true of the messages here.
+fn blame_messages(error: ApiError) -> ApiError {
+    match error.param.as_deref() {
+        Some("prompt") => error.of("messages"),
+        _ => error,
+    }
+}
+
+/// A request that was understood.
+struct Job {
+    id: String,
+    created: u64,
+    served: Arc<Served>,
+    prompt: Vec<TokenId>,
+    plan: Plan,
+}
+
+impl Job {
+    async fn new(request: ChatRequest, app: &App, served: Arc<Served>) -> Result<Self, ApiError> {
+        request.check_format()?;
+        let mut plan = request.params.plan(app, &served)?;
+        plan.max_tokens = request.max_completion_tokens.or(request.max_tokens);
+        plan.logprobs = request.likelihoods()?;
+        let prompt = request.conversation.tokens(&served).await?;
+        Ok(Self { id: app.answer_id("chatcmpl"), created: seconds(), served, prompt, plan })
+    }
+
+    fn requests(&self) -> Vec<Request> {
+        let request = |i| self.plan.request(self.prompt.clone(), i, &self.served);
+        (0..self.plan.n).map(request).collect()
+    }
+
+    /// What `delta` adds to choice `index`, and whether a client is to hear of it.
+    fn piece(&self, index: usize, delta: &Delta) -> Result<(ChunkChoice, bool), ApiError> {
+        let logprobs = ChatLogprobs::of(&delta.tokens, &self.served)?;
+        let content = (!delta.text.is_empty()).then(|| delta.text.clone());
+        let finish_reason = delta.finish.as_ref().map(|finish| FinishReason::as_str(finish.reason));
+        let says = content.is_some() || finish_reason.is_some() || logprobs.is_some();
+        let delta = AnswerDelta { role: None, content };
+        Ok((ChunkChoice { index, delta, logprobs, finish_reason }, says))
+    }
+
+    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> Value {
+        let (id, model) = (self.id.clone(), self.served.name.clone());
+        let (object, created) = ("chat.completion.chunk", self.created);
+        json!(ChatChunk { id, object, created, model, choices, usage })
+    }
+
+    fn usage(&self, completion_tokens: usize) -> Usage {
+        Usage::new(self.prompt.len(), completion_tokens)
+    }
+}
+
+impl ChatRequest {
+    fn check_format(&self) -> Result<(), ApiError> {
+        match &self.response_format {
+            Some(format) if !format.is_null() && format["type"] != "text" => {
+                let message = "response_format is not supported, except of type \"text\"";
+                Err(ApiError::invalid(message).of("response_format"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn likelihoods(&self) -> Result<Option<LogprobsWanted>, ApiError> {
+        let top = self.top_logprobs.unwrap_or(0);
+        if top > 0 && self.logprobs != Some(true) {
+            let message = "top_logprobs needs logprobs to be true";
+            return Err(ApiError::invalid(message).of("top_logprobs"));
+        }
+        if top > engine::logprobs::TOP_MAX {
+            let message = format!("top_logprobs is {top}, expected 0 to 20");
+            return Err(ApiError::invalid(message).of("top_logprobs"));
+        }
+        Ok((self.logprobs == Some(true)).then_some(LogprobsWanted { top, prompt: false }))
+    }
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self { role: "assistant", content: Some(String::new()), refusal: None }
+    }
+}
+
+/// The answer when everything has come.
+async fn whole(job: &Job, mut choices: Choices) -> Result<ChatCompletion, ApiError> {
+    let empty = |index| ChatChoice { index, ..ChatChoice::default() };
+    let mut all: Vec<ChatChoice> = (0..job.plan.n as usize).map(empty).collect();
+    let mut completion_tokens = 0;
+    while let Some((i, delta)) = choices.next().await? {
+        completion_tokens += delta.tokens.len();
+        let (piece, _) = job.piece(i, &delta)?;
+        all[i].append(piece);
+    }
+    Ok(ChatCompletion {
+        id: job.id.clone(),
+        object: "chat.completion",
+        created: job.created,
+        model: job.served.name.clone(),
+        choices: all,
+        usage: job.usage(completion_tokens),
+    })
+}
+
+impl ChatChoice {
+    fn append(&mut self, piece: ChunkChoice) {
+        self.message
+            .content
+            .get_or_insert_default()
+            .push_str(&piece.delta.content.unwrap_or_default());
+        self.finish_reason = self.finish_reason.or(piece.finish_reason);
+        if let Some(more) = piece.logprobs {
+            self.logprobs.get_or_insert_default().content.extend(more.content);
+        }
+    }
+}
+
+/// The answer piece by piece.
+struct Stream {
+    job: Job,
+    options: StreamOptions,
+    completion_tokens: usize,
+}
+
+impl Stream {
+    fn new(job: Job, options: StreamOptions) -> Self {
+        Self { job, options, completion_tokens: 0 }
+    }
+
+    /// The pieces that say who speaks.
+    fn first(&self) -> Vec<Value> {
+        let delta = || AnswerDelta { role: Some("assistant"), content: Some(String::new()) };
+        let choice = |index| ChunkChoice { index, delta: delta(), ..ChunkChoice::default() };
+        (0..self.job.plan.n as usize).map(|i| self.chunk(choice(i))).collect()
+    }
+
+    fn chunk(&self, choice: ChunkChoice) -> Value {
+        let usage = self.options.continuous_usage_stats.then(|| self.usage());
+        self.job.chunk(vec![choice], usage)
+    }
+
+    fn usage(&self) -> Usage {
+        self.job.usage(self.completion_tokens)
+    }
+}
+
+impl Writer for Stream {
+    fn delta(&mut self, index: usize, delta: Delta) -> Result<Vec<Value>, ApiError> {
+        self.completion_tokens += delta.tokens.len();
+        let (piece, says) = self.job.piece(index, &delta)?;
+        Ok(if says { vec![self.chunk(piece)] } else { vec![] })
+    }
+
+    fn last(&mut self) -> Vec<Value> {
+        let usage = self.options.include_usage.then(|| self.usage());
+        usage.map(|usage| self.job.chunk(vec![], Some(usage))).into_iter().collect()
+    }
+}
