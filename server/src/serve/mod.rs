@@ -15,15 +15,17 @@ mod extract;
 mod generation;
 mod metrics;
 mod openai;
+mod openapi;
 mod routes;
 mod sse;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod worker;
 
 use crate::Io;
 use crate::bench::machine;
-use crate::cli::{HeadName, ServeArgs};
+use crate::cli::{HeadName, ServeArgs, ToolFormat};
 use crate::speculate::Draft;
 use crate::{generate, load, run};
 use anyhow::{Context, bail};
@@ -122,6 +124,7 @@ fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
         config,
         stop_tokens: model.stop_tokens().to_vec(),
         tokenizer: Arc::new(tokenizer),
+        tool_format: args.tool_format.or_else(|| ToolFormat::of(template.as_ref()?)),
         template,
     };
     Ok((engine, served))

@@ -5,7 +5,7 @@
 
 use super::super::app::{App, Served};
 use super::super::error::ApiError;
-use super::super::generation::{Delta, Generation};
+use super::super::generation::{Delta, Generation, Wording};
 use engine::request::Request;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::future::Future;
@@ -25,12 +25,13 @@ impl Choices {
         app: &App,
         served: &Served,
         requests: Vec<Request>,
-        stop: &[String],
+        wording: &Wording,
     ) -> Result<Self, ApiError> {
         let mut started = Vec::with_capacity(requests.len());
         for request in requests {
             let tokenizer = Some(served.tokenizer.clone());
-            started.push(Generation::start(&app.handle, request, tokenizer, stop.to_vec()).await?);
+            started
+                .push(Generation::start(&app.handle, request, tokenizer, wording.clone()).await?);
         }
         Ok(Self { next: started.into_iter().enumerate().map(|(i, g)| step(i, g)).collect() })
     }

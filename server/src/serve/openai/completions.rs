@@ -106,9 +106,8 @@ pub(crate) struct Logprobs {
 
 /// Continues prompts.
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses(
-    (status = 200, body = Completion, description = "or a stream of them as server-sent events"),
-    (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
-    (status = 429, body = ErrorBody), (status = 503, body = ErrorBody),
+    (status = 200, content((Completion = "application/json"), (Completion = "text/event-stream"))),
+    (status = "default", body = ErrorBody),
 ))]
 pub(crate) async fn completions(
     State(app): State<Arc<App>>,
@@ -118,7 +117,7 @@ pub(crate) async fn completions(
     served.check_name(request.model.as_deref())?;
     let job = Job::new(&request, &app, served)?;
     let requests = job.requests();
-    let choices = Choices::start(&app, &job.served, requests, &job.plan.stop).await?;
+    let choices = Choices::start(&app, &job.served, requests, &job.plan.wording).await?;
     if request.stream == Some(true) {
         let stream = Stream::new(job, request.stream_options.unwrap_or_default());
         return Ok(sse::response(choices, stream, &[]));
