@@ -4,7 +4,7 @@
 
 use super::error::ApiError;
 use super::metrics::Metrics;
-use super::worker::Handle;
+use super::worker;
 use crate::cli::ToolFormat;
 use axum::http::StatusCode;
 use engine::chat::ChatTemplate;
@@ -12,8 +12,12 @@ use engine::engine::EngineConfig;
 use engine::tokenizer::Tokenizer;
 use kernels::program::TokenId;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// Bytes from which on a text takes milliseconds to become tokens.
+const LONG_TEXT: usize = 16 << 10;
 
 /// The model that is served.
 #[derive(Debug)]
@@ -29,12 +33,16 @@ pub(crate) struct Served {
     pub time_limit: Option<Duration>,
     /// How the model calls tools, if that is known.
     pub tool_format: Option<ToolFormat>,
+    /// Bytes that no text within the context can have.
+    pub text_limit: usize,
+    /// Held while a long text becomes tokens: that takes time and memory, so they go one by one.
+    pub long_texts: Mutex<()>,
 }
 
 /// Shared by all handlers.
 #[derive(Debug)]
 pub(crate) struct App {
-    pub handle: Handle,
+    pub handle: worker::Handle,
     pub metrics: Arc<Metrics>,
     /// Seconds since 1970 when the server began.
     pub created: u64,
@@ -45,7 +53,7 @@ pub(crate) struct App {
 
 impl App {
     /// An app whose model is still loading.
-    pub(crate) fn new(handle: Handle, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(handle: worker::Handle, metrics: Arc<Metrics>) -> Self {
         let (served, stopping) = (OnceLock::new(), AtomicBool::new(false));
         let ids = AtomicU64::new(nanoseconds());
         Self { handle, metrics, created: seconds(), served, stopping, ids }
@@ -125,9 +133,24 @@ impl Served {
         }
     }
 
-    /// Tokens of `text`.
+    /// Tokens of `text`. A long one keeps no other request waiting.
     pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<TokenId>, ApiError> {
-        let tokens = self.tokenizer.encode(text, special);
+        if text.len() > self.text_limit {
+            let (bytes, context) = (text.len(), self.config.context_len);
+            let message = format!(
+                "the text has {bytes} bytes, more than the context of {context} tokens can hold: shorten it"
+            );
+            return Err(ApiError::invalid(message).of("prompt").code("context_length_exceeded"));
+        }
+        let long = || {
+            let _turn = self.long_texts.lock().unwrap_or_else(PoisonError::into_inner);
+            self.tokenizer.encode(text, special)
+        };
+        let tokens = match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            _ if text.len() < LONG_TEXT => self.tokenizer.encode(text, special),
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(long),
+            _ => long(),
+        };
         tokens.map_err(|_| {
             ApiError::invalid("the text has characters the vocabulary cannot represent")
         })

@@ -44,10 +44,12 @@ use engine::chat::ChatTemplate;
 use engine::engine::{Engine, EngineConfig};
 use engine::kv::BLOCK_LEN;
 use engine::model::Model;
+use engine::tokenizer::Tokenizer;
+use kernels::program::TokenId;
 use metrics::Metrics;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -79,8 +81,9 @@ pub(crate) fn run(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let server = runtime.spawn(serve(listener, router, app.clone()));
     writeln!(io.err, "foretoken: http://{address} is open; loading the model")?;
     let (engine, served) = load(args, io)?;
-    writeln!(io.err, "foretoken: {} is served at http://{address}", served.name)?;
+    let name = served.name.clone();
     app.serve(served);
+    writeln!(io.err, "foretoken: {name} is served at http://{address}")?;
     worker::run(engine, inbox, &metrics, Duration::from_secs(args.drain_seconds));
     app.stop();
     // Who is still connected then keeps nobody from ending.
@@ -133,6 +136,7 @@ fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
     let config = config(args, &model, draft.as_ref())?;
     let backend = load::backend(&args.device)?;
     let engine = generate::engine(&model, draft.as_ref(), config, backend.as_ref(), io)?;
+    let text_limit = text_limit(&tokenizer, config.context_len);
     let served = Served {
         name: args.served_model_name.clone().unwrap_or_else(|| base_name(name)),
         config,
@@ -141,6 +145,8 @@ fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
         tool_format: args.tool_format.or_else(|| ToolFormat::of(template.as_ref()?)),
         template,
         time_limit: (args.request_seconds > 0).then(|| Duration::from_secs(args.request_seconds)),
+        text_limit,
+        long_texts: Mutex::new(()),
     };
     Ok((engine, served))
 }
@@ -151,6 +157,14 @@ fn template(file: Option<&Path>, model: &Model) -> anyhow::Result<Option<ChatTem
     let unusable = || format!("--chat-template {} cannot be used", file.display());
     let source = std::fs::read_to_string(file).with_context(unusable)?;
     ChatTemplate::from_source(source, model.files()).with_context(unusable).map(Some)
+}
+
+/// Bytes that no text of `context` tokens can have: as if all were the longest one, and something
+/// for tokenizers that shorten a text before they split it.
+fn text_limit(tokenizer: &Tokenizer, context: u32) -> usize {
+    let bytes = |id: u32| tokenizer.token(TokenId(id)).map_or(0, |token| token.len());
+    let longest = (0..tokenizer.vocab_size() as u32).map(bytes).max().unwrap_or(1);
+    longest.saturating_mul(context as usize).saturating_mul(4)
 }
 
 /// The last part of a path.

@@ -128,6 +128,9 @@ pub(crate) fn channel() -> (Handle, Inbox) {
 
 /// Serves what arrives in `inbox` until told to stop, or until all handles are gone; then, for at
 /// most `drain`, what is open.
+///
+/// # Panics
+/// At the end, if the bookkeeping of KV blocks is broken: the process then says so by its exit code.
 pub(crate) fn run(engine: Engine, inbox: Inbox, metrics: &Metrics, drain: Duration) {
     let mut worker = Worker { engine, clients: BTreeMap::new(), metrics, stop: None };
     let Inbox(mut inbox) = inbox;
@@ -136,6 +139,7 @@ pub(crate) fn run(engine: Engine, inbox: Inbox, metrics: &Metrics, drain: Durati
         worker.take(&mut inbox);
         worker.cancel_abandoned();
         if worker.stop.is_some_and(|since| worker.clients.is_empty() || since.elapsed() >= drain) {
+            worker.engine.check_integrity();
             return;
         }
         let start = Instant::now();
