@@ -33,6 +33,8 @@ pub(crate) struct Finish {
     pub speculation: SpeculationCounts,
     pub accepted_in: Vec<u64>,
     pub times: Times,
+    /// Tokens of the prompt that were computed for others before.
+    pub cached_tokens: usize,
 }
 
 /// A continuation that is being computed; dropping it cancels it.
@@ -97,7 +99,7 @@ impl Generation {
         self.ended = true;
         let rest = self.text.as_mut().map(TextStream::finish).transpose();
         let text = rest.map_err(|e| ApiError::failed(e.to_string()))?.unwrap_or_default();
-        let Ending { reason, speculation, accepted_in, times } = ending;
+        let Ending { reason, speculation, accepted_in, times, cached_tokens } = ending;
         let reason = match (self.stopped, reason) {
             (true, _) => FinishReason::Stop,
             // Only a server that stops cancels what its client still waits for.
@@ -106,7 +108,7 @@ impl Generation {
             }
             (false, reason) => reason,
         };
-        let finish = Some(Finish { reason, speculation, accepted_in, times });
+        let finish = Some(Finish { reason, speculation, accepted_in, times, cached_tokens });
         Ok(Delta { text, finish, ..Delta::default() })
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Ending {
     /// Cycles by how many proposed tokens they accepted, from 0 to the most that may be drafted.
     pub accepted_in: Vec<u64>,
     pub times: Times,
+    /// Tokens of the prompt that were computed for others before.
+    pub cached_tokens: usize,
 }
 
 /// Where a request's time went.
@@ -230,8 +232,8 @@ impl Worker<'_> {
             Event::Token { token, source, logprob, .. } => {
                 pending.tokens.push(Token { id: token, source, logprob });
             }
-            Event::Finished { reason, speculation, .. } => {
-                pending.end = Some(End::Finished(reason, speculation));
+            Event::Finished { reason, speculation, cached_tokens, .. } => {
+                pending.end = Some(End::Finished { reason, speculation, cached_tokens });
             }
             Event::Failed { reason, .. } => pending.end = Some(End::Failed(reason)),
         }
@@ -264,7 +266,7 @@ struct Pending {
 }
 
 enum End {
-    Finished(FinishReason, SpeculationCounts),
+    Finished { reason: FinishReason, speculation: SpeculationCounts, cached_tokens: usize },
     Failed(String),
 }
 
@@ -288,8 +290,11 @@ impl Client {
         let update = match &self.pending.end {
             None => return,
             Some(End::Failed(reason)) => Update::Failed(reason.clone()),
-            Some(End::Finished(reason, speculation)) => {
-                Update::Ended(self.ending(*reason, *speculation, now))
+            Some(End::Finished { reason, speculation, cached_tokens }) => {
+                let (accepted_in, times) = (self.accepted_in.clone(), self.times(now));
+                let (reason, speculation) = (*reason, *speculation);
+                let cached_tokens = *cached_tokens;
+                Update::Ended(Ending { reason, speculation, accepted_in, times, cached_tokens })
             }
         };
         metrics.ended(&update);
@@ -307,9 +312,8 @@ impl Client {
         }
     }
 
-    fn ending(&self, reason: FinishReason, speculation: SpeculationCounts, now: Instant) -> Ending {
+    fn times(&self, now: Instant) -> Times {
         let first = self.first.unwrap_or(now);
-        let times = Times { prompt: first - self.arrived, decode: now - first };
-        Ending { reason, speculation, accepted_in: self.accepted_in.clone(), times }
+        Times { prompt: first - self.arrived, decode: now - first }
     }
 }

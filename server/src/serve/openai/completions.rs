@@ -204,6 +204,11 @@ impl Job {
         self.prompts.iter().map(Vec::len).sum()
     }
 
+    /// Of each prompt, what its first candidate found: others may find what that one computed.
+    fn cached_tokens<'o>(&self, candidates: impl Iterator<Item = &'o Open>) -> usize {
+        candidates.step_by(self.best_of as usize).map(|open| open.cached_tokens).sum()
+    }
+
     /// The text of candidate `candidate`, of which nothing has come yet.
     fn open(&self, candidate: usize) -> Result<Open, ApiError> {
         let mut open = Open::default();
@@ -241,6 +246,7 @@ impl Job {
         let reason =
             |finish: &Finish| if self.scores_only { "length" } else { finish.reason.as_str() };
         let finish_reason = delta.finish.as_ref().map(reason);
+        open.cached_tokens = delta.finish.as_ref().map_or(0, |finish| finish.cached_tokens);
         Ok(Choice { index: 0, text, logprobs, finish_reason })
     }
 
@@ -278,6 +284,8 @@ struct Open {
     logprob: f64,
     /// Characters of all tokens shown.
     offset: usize,
+    /// Tokens of the prompt that had been computed before, once it has ended.
+    cached_tokens: usize,
 }
 
 impl Open {
@@ -320,6 +328,7 @@ async fn whole(job: Job, mut choices: Choices) -> Result<Completion, ApiError> {
         all[i].1.append(piece);
     }
     let completion_tokens = all.iter().map(|(open, _)| open.tokens).sum();
+    let cached = job.cached_tokens(all.iter().map(|(open, _)| open));
     let mut best = vec![];
     while !all.is_empty() {
         let mut of_prompt: Vec<_> = all.drain(..job.best_of as usize).collect();
@@ -329,7 +338,8 @@ async fn whole(job: Job, mut choices: Choices) -> Result<Completion, ApiError> {
         best.extend(of_prompt.into_iter().take(job.plan.n as usize).map(|(_, choice)| choice));
     }
     best.iter_mut().enumerate().for_each(|(index, choice)| choice.index = index);
-    Ok(job.completion(best, Some(Usage::new(job.prompt_tokens(), completion_tokens))))
+    Ok(job
+        .completion(best, Some(Usage::new(job.prompt_tokens(), completion_tokens).cached(cached))))
 }
 
 impl Choice {
@@ -387,7 +397,8 @@ impl Writer for Stream {
     }
 
     fn last(&mut self) -> Vec<Value> {
-        let usage = self.options.include_usage.then(|| self.usage());
+        let cached = self.job.cached_tokens(self.open.iter().flatten());
+        let usage = self.options.include_usage.then(|| self.usage().cached(cached));
         usage.map(|usage| json!(self.job.completion(vec![], Some(usage)))).into_iter().collect()
     }
 }
