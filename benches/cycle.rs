@@ -13,7 +13,7 @@
 
 use criterion::{Criterion, criterion_group};
 use engine::engine::{Engine, EngineConfig};
-use engine::kv::BLOCK_LEN;
+use engine::kv::{BLOCK_LEN, PrefixCaching};
 use engine::request::{Event, Request};
 use engine::sampler::SamplingParams;
 use engine::speculation::vocab::VocabMap;
@@ -176,6 +176,7 @@ impl Loop {
             max_waiting: 0,
             max_drafted: way.most(),
             max_scored: 0,
+            prefix_caching: PrefixCaching::On { steady_len: u32::MAX },
         };
         let mut engine = Engine::new(Box::new(Scripted::new(vocab)), config);
         let drafting = way.speculation(&config);

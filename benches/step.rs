@@ -12,7 +12,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use engine::engine::{Engine, EngineConfig, Progress};
 use engine::files::ModelFiles;
 use engine::forward;
-use engine::kv::BLOCK_LEN;
+use engine::kv::{BLOCK_LEN, PrefixCaching};
 use engine::model::Model;
 use engine::request::{Event, Request};
 use kernels::cpu::{CpuBackend, CpuOptions};
@@ -94,6 +94,7 @@ impl Loop {
             max_waiting: 0,
             max_drafted: 0,
             max_scored: 0,
+            prefix_caching: PrefixCaching::Off,
         };
         let runner = build(model, &config.step_limits());
         Self { engine: Engine::new(runner, config), events: vec![] }

@@ -79,6 +79,8 @@ pub enum Event {
         reason: FinishReason,
         /// What guessing ahead did for it.
         speculation: SpeculationCounts,
+        /// Tokens of the prompt that were computed for others before.
+        cached_tokens: usize,
     },
     /// The request failed; no more tokens will come.
     Failed {

@@ -3,12 +3,14 @@
 //! One budget of tokens a step. First sequences that waited too long, then sequences that need one
 //! token (decodes), then prefill in chunks that fill the rest, in the given order. Blocks are
 //! taken here; when a running sequence needs one and none is free, the youngest sequence gives
-//! all of its blocks up and is computed anew later. Prefill and decode are the same [`StepPart`].
+//! all of its blocks up and is computed anew later, but for what is still known then
+//! ([`crate::sharing`]). Prefill and decode are the same [`StepPart`].
 //!
 //! Not here: kernels, sampling, a clock. A function of sequences, pool and budget.
 
 use crate::kv::BlockPool;
 use crate::sequence::{Phase, Sequence};
+use crate::sharing;
 use std::cmp::Reverse;
 
 /// Steps without a part, though only the budget was in its way, after which a sequence goes
@@ -153,6 +155,7 @@ impl Scheduler {
             Phase::Ended => false,
             Phase::Waiting if admissible(i, sequences, pool, sequences_max) => {
                 sequences[i].phase = Phase::Running;
+                sharing::take(&mut sequences[i], pool);
                 self.grow(i, sequences, pool)
             }
             Phase::Waiting => false,
@@ -187,13 +190,18 @@ fn decodes(sequence: &Sequence) -> bool {
 }
 
 /// Whether a waiting sequence may start: no earlier one waits, there is a place, and all its tokens
-/// find blocks. Leaves a block for each running sequence, which may soon need one: otherwise the
-/// newcomer would be the first to lose its own.
+/// find blocks, those included that it shares with running ones. Leaves a block for each running
+/// sequence, which may soon need one: otherwise the newcomer would be the first to lose its own.
 fn admissible(i: usize, sequences: &[Sequence], pool: &BlockPool, sequences_max: usize) -> bool {
     let first = sequences[..i].iter().all(|s| s.phase != Phase::Waiting);
     let running = || sequences.iter().filter(|s| s.phase == Phase::Running).count();
-    let needed = pool.blocks_for(sequences[i].tokens.len());
-    first && running() < sequences_max && pool.free() >= needed + running()
+    if !first || running() >= sequences_max {
+        return false;
+    }
+    let sequence = &sequences[i];
+    let needed = pool.blocks_for(sequence.tokens.len()) + running();
+    let fits = |shared: usize| pool.free() + shared >= needed;
+    fits(0) || (fits(sharing::most(sequence, pool)) && fits(sharing::held(sequence, pool)))
 }
 
 fn preempt(sequence: &mut Sequence, pool: &mut BlockPool) {
@@ -232,6 +240,7 @@ fn part(index: usize, sequence: &Sequence, tokens_left: usize) -> StepPart {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::PrefixCaching;
     use crate::request::{Request, RequestId};
     use kernels::program::TokenId;
 
@@ -246,8 +255,10 @@ mod tests {
     impl World {
         /// Blocks of 4 positions.
         fn new(blocks: usize, tokens: usize, sequences: usize) -> Self {
-            let (pool, budget) =
-                (BlockPool::new(blocks, 4), Budget { tokens, sequences, scored: 3 });
+            let (pool, budget) = (
+                BlockPool::new(blocks, 4, PrefixCaching::Off),
+                Budget { tokens, sequences, scored: 3 },
+            );
             Self { sequences: Vec::new(), pool, budget, scheduler: Scheduler::default() }
         }
 

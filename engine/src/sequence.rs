@@ -4,6 +4,7 @@
 //! it runs ([`crate::scheduler`]), how tokens are chosen ([`crate::sampler`]), devices.
 
 use crate::logprobs::LogprobsWanted;
+use crate::prefix::Link;
 use crate::request::{FinishReason, Request, RequestId};
 use crate::sampler::{History, SamplingParams};
 use crate::speculation::DraftState;
@@ -50,6 +51,10 @@ pub struct Sequence {
     pub draft: DraftState,
     /// Its block table.
     pub blocks: Vec<BlockId>,
+    /// Names of what its leading full blocks hold, as far as others may share them.
+    pub links: Vec<Link>,
+    /// Tokens that others had computed when it first got blocks; none before.
+    pub cached: Option<usize>,
     /// Steps since it last had a part in one, as the scheduler counts them.
     pub waited: u32,
 }
@@ -72,6 +77,8 @@ impl Sequence {
             computed: 0,
             draft: DraftState::default(),
             blocks: Vec::new(),
+            links: Vec::new(),
+            cached: None,
             waited: 0,
         }
     }
@@ -122,7 +129,8 @@ impl Sequence {
     /// Gives up what was computed, in all models: it starts anew from its tokens.
     pub fn reset(&mut self) {
         self.computed = 0;
-        self.draft.computed = 0;
+        self.links.clear();
+        (self.draft.computed, self.draft.shared, self.draft.locked) = (0, 0, 0);
         self.waited = 0;
         self.phase = Phase::Waiting;
     }

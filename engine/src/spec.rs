@@ -2,7 +2,7 @@
 //!
 //! Filled by [`crate::families`] from `config.json`, read by [`crate::lower`].
 
-use kernels::program::{Activation, Mask, RopeDecl};
+use kernels::program::{Activation, Mask, RopeDecl, RopeSpeeds};
 
 /// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +21,19 @@ pub struct ModelSpec {
     pub final_norm_eps: f32,
     /// Whether the files have one matrix for the head and the embedding.
     pub tied_head: bool,
+}
+
+impl ModelSpec {
+    /// Longest length up to which no layer's rotary speeds depend on the length: until there, keys
+    /// and values of equal tokens are equal whatever follows them in a prompt.
+    pub fn steady_len(&self) -> u32 {
+        let steady = |layer: &LayerSpec| match layer.attn.rope.speeds {
+            RopeSpeeds::Fixed(_) => u32::MAX,
+            RopeSpeeds::Switched { switch, .. } => switch,
+            RopeSpeeds::DynamicNtk { trained, .. } => trained,
+        };
+        self.layers.iter().map(steady).min().unwrap_or(u32::MAX)
+    }
 }
 
 /// One pre-norm layer: `x += attn(norm(x)); x += mlp(norm(x))`.

@@ -288,7 +288,7 @@ impl<'a> Steps<'a> {
 mod tests {
     use super::*;
     use crate::load;
-    use engine::kv::BLOCK_LEN;
+    use engine::kv::{BLOCK_LEN, PrefixCaching};
     use engine::model::Head;
 
     fn config(positions: usize, max_drafted: usize) -> EngineConfig {
@@ -302,6 +302,7 @@ mod tests {
             max_waiting: 1,
             max_drafted,
             max_scored: 0,
+            prefix_caching: PrefixCaching::Off,
         }
     }
 

@@ -10,7 +10,7 @@ use crate::speculate::Draft;
 use crate::speed::Timings;
 use anyhow::Context;
 use engine::engine::{Engine, EngineConfig, Progress};
-use engine::kv::BLOCK_LEN;
+use engine::kv::{BLOCK_LEN, PrefixCaching};
 use engine::model::Model;
 use engine::request::{Event, FinishReason, Request, TokenSource};
 use engine::spec::ModelSpec;
@@ -39,6 +39,7 @@ pub(crate) fn config(
         max_waiting: 1,
         max_drafted,
         max_scored: 0,
+        prefix_caching: PrefixCaching::Off,
     }
 }
 

@@ -16,7 +16,7 @@ use crate::run;
 use crate::speculate::{self, Opened};
 use anyhow::{Context, bail};
 use engine::engine::EngineConfig;
-use engine::kv::BLOCK_LEN;
+use engine::kv::{BLOCK_LEN, PrefixCaching};
 use engine::model::Model;
 use engine::speculation::Costs;
 use engine::speculation::policy::{POSITIONS, Source, Verdict};
@@ -147,6 +147,7 @@ impl<'a> Target<'a> {
             max_waiting: 0,
             max_drafted: POSITIONS,
             max_scored: 0,
+            prefix_caching: PrefixCaching::Off,
         };
         let runner = load::build(model, backend, &limits(&config), io)?;
         Ok(Self { args, model, backend, config, runner })

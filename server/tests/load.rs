@@ -5,7 +5,6 @@
 //! tested beside the handlers).
 #![cfg(unix)]
 #![allow(clippy::print_stdout, reason = "tests print what they measured beside what is allowed")]
-
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 use serde_json::{Value, json};

@@ -3,6 +3,7 @@
 use engine::engine::{Engine, EngineConfig};
 use engine::files::ModelFiles;
 use engine::forward;
+use engine::kv::PrefixCaching;
 use engine::model::{Head, Model, ModelOptions};
 use engine::request::{Event, Request};
 use kernels::Backend;
@@ -97,6 +98,7 @@ pub(crate) fn greedy(
         max_waiting: 1,
         max_drafted: 0,
         max_scored: 0,
+        prefix_caching: PrefixCaching::Off,
     };
     let runner = device.backend().build(model.program(), &model.weights(), &config.step_limits());
     let mut engine = Engine::new(runner.expect("a valid model"), config);

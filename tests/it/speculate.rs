@@ -7,7 +7,7 @@
 use crate::cli::{assert_refused, foretoken};
 use crate::run::{self, Device};
 use engine::engine::{Engine, EngineConfig};
-use engine::kv::BLOCK_LEN;
+use engine::kv::{BLOCK_LEN, PrefixCaching};
 use engine::model::{Head, Model};
 use engine::request::{Event, FinishReason, Request, RequestId};
 use engine::sampler::SamplingParams;
@@ -59,6 +59,7 @@ fn outputs(
         max_waiting: requests.len(),
         max_drafted: draft.map_or(0, |draft| draft.length),
         max_scored: 0,
+        prefix_caching: PrefixCaching::Off,
     };
     let build = |program: &Program, weights: &dyn WeightSource, limits: &StepLimits| {
         backend.build(program, weights, limits).unwrap_or_else(|e| panic!("{}", run::chain(&e)))
@@ -91,7 +92,7 @@ fn drain(engine: &mut Engine, requests: &[Request]) -> (Vec<Output>, Speculation
             match event {
                 Event::Prompt { .. } => {}
                 Event::Token { id, token, .. } => outputs[of(id)].ids.push(token),
-                Event::Finished { id, reason, speculation } => {
+                Event::Finished { id, reason, speculation, .. } => {
                     outputs[of(id)].reason = Some(reason);
                     counts.cycles += speculation.cycles;
                     counts.drafted_tokens += speculation.drafted_tokens;

@@ -3,13 +3,14 @@
 //! Input: the plan of [`crate::scheduler`] over the engine's sequences. Not here: what callers
 //! see ([`super`]), which tokens are proposed ([`crate::speculation`]).
 
-use super::{Engine, Progress};
+use super::{Engine, Progress, finished};
 use crate::Error;
 use crate::logprobs::token_logprob;
 use crate::request::{Event, TokenSource};
 use crate::sampler::{Law, LogitsError, Sampler};
 use crate::scheduler::StepPart;
 use crate::sequence::Sequence;
+use crate::sharing;
 use crate::speculation::rejection::{self, Verdict};
 use crate::speculation::{Rule, simulated};
 use kernels::program::TokenId;
@@ -58,8 +59,12 @@ impl Engine {
             sequence.computed = part.end - proposed;
             let before = sequence.draft.counts.accepted_tokens;
             let scored = self.score_prompt(part, row, events);
-            let chosen =
-                if part.outputs > scored { self.extend(part, row + scored, events) } else { 0 };
+            let chosen = if part.outputs > scored {
+                self.extend(part, row + scored, events)
+            } else {
+                sharing::offer(&mut self.sequences[part.sequence], &mut self.pool);
+                0
+            };
             if decode {
                 decode_tokens += chosen;
                 let accepted = self.sequences[part.sequence].draft.counts.accepted_tokens - before;
@@ -110,12 +115,7 @@ impl Engine {
                 Ok((token, source)) => {
                     let logprob = wanted.map(|w| token_logprob(logits_v, token, w.top));
                     events.push(Event::Token { id, token, source, logprob });
-                    let speculation = sequence.draft.counts;
-                    end = (sequence.push(token)).map(|reason| Event::Finished {
-                        id,
-                        reason,
-                        speculation,
-                    });
+                    end = (sequence.push(token)).map(|reason| finished(sequence, reason));
                     if source == TokenSource::Corrected {
                         break;
                     }
@@ -131,6 +131,7 @@ impl Engine {
         }
         sequence.draft.computed = sequence.draft.computed.min(sequence.computed);
         let chosen = sequence.tokens.len() - len;
+        sharing::offer(sequence, &mut self.pool);
         if let Some(event) = end {
             self.end(part.sequence, event, events);
         }

@@ -25,6 +25,9 @@ impl Engine {
                 chooser.choose(policy, sequences, self.config.step_tokens);
             }
         }
+        for sequence in sequences.iter_mut().filter(|s| s.phase == Phase::Waiting) {
+            sequence.draft.follows = speculation.drafter.follows(sequence);
+        }
     }
 
     /// Replaces how many tokens are proposed from the next step on and returns what it was; with

@@ -4,8 +4,8 @@
 //! [`Engine::step`] while there is work. Requests come in as token ids and go out as [`Event`]s;
 //! every request that was accepted gets exactly one `Finished` or `Failed`, its last event.
 //!
-//! A request's tokens do not depend on what else runs: not on other requests, chunk sizes or
-//! preemption, as long as the runner computes each row from its own sequence alone.
+//! A request's tokens do not depend on what else runs: not on other requests, chunk sizes,
+//! preemption or shared blocks, as long as the runner computes each row from its own sequence alone.
 //!
 //! Here: what a caller sees; the inside of a step is in [`cycle`], its draft
 //! lengths in [`lengths`]. Not here: policy
@@ -13,6 +13,10 @@
 
 mod cycle;
 mod lengths;
+#[cfg(test)]
+mod prefix_tests;
+#[cfg(test)]
+mod random;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
@@ -22,7 +26,7 @@ mod tests;
 
 use crate::Error;
 use crate::batch::Batch;
-use crate::kv::BlockPool;
+use crate::kv::{BlockPool, PrefixCaching, PrefixCounts};
 use crate::request::{Event, FinishReason, Rejected, Request, RequestId};
 use crate::sampler::Sampler;
 use crate::scheduler::{Budget, Scheduler};
@@ -55,6 +59,8 @@ pub struct EngineConfig {
     /// Most prompt tokens of a step whose own probabilities are computed; 0 where requests cannot
     /// ask for them.
     pub max_scored: usize,
+    /// Whether requests share what they have in common from their beginnings on.
+    pub prefix_caching: PrefixCaching,
 }
 
 impl EngineConfig {
@@ -139,10 +145,13 @@ pub struct Counts {
     pub open: usize,
     /// Of these, those that hold KV blocks.
     pub running: usize,
-    /// KV blocks that nobody holds.
+    /// KV blocks that nobody holds; some may be known.
     pub blocks_free: usize,
     /// Times a sequence lost its blocks, since the engine began.
     pub preemptions: u64,
+    /// Tokens of new requests, and those of them that were known, since the engine began. Requests
+    /// that want probabilities of their prompts do not count.
+    pub prefix: PrefixCounts,
 }
 
 /// A runner with everything around it.
@@ -182,7 +191,7 @@ impl Engine {
         assert!(config.step_tokens > 0 && config.max_sequences > 0, "a step has room for a token");
         Self {
             runner,
-            pool: BlockPool::new(config.blocks, config.block_len),
+            pool: BlockPool::new(config.blocks, config.block_len, config.prefix_caching),
             sequences: Vec::new(),
             scheduler: Scheduler::default(),
             batch: Batch::new(&config.step_limits()),
@@ -229,8 +238,7 @@ impl Engine {
         let Some(i) = self.sequences.iter().position(|s| s.id == id) else { return };
         let mut sequence = self.sequences.remove(i);
         self.pool.release(&mut sequence.blocks);
-        let (reason, speculation) = (FinishReason::Cancelled, sequence.draft.counts);
-        self.early.push(Event::Finished { id, reason, speculation });
+        self.early.push(finished(&sequence, FinishReason::Cancelled));
     }
 
     /// Does one step and appends what happened to `events`.
@@ -267,6 +275,7 @@ impl Engine {
             running,
             blocks_free: self.pool.free(),
             preemptions: self.preemptions,
+            prefix: self.pool.counts(),
         }
     }
 
@@ -293,6 +302,11 @@ impl Engine {
             assert_eq!(s.draft.proposed, 0, "{:?} has unverified tokens", s.id);
             assert!(s.draft.computed < s.tokens.len(), "{:?}: the draft is ahead", s.id);
             assert!(s.pending() > 0 && s.tokens.len() < s.len_max, "{:?} should have ended", s.id);
+            assert!(
+                s.links.len() * self.config.block_len <= s.computed,
+                "{:?} shares too much",
+                s.id
+            );
             let held = s.blocks.len() * self.config.block_len;
             assert!(
                 s.computed.max(s.draft.computed) <= held,
@@ -305,22 +319,27 @@ impl Engine {
     /// Makes the runner overwrite all memory that no sequence needs, so that a test sees whether
     /// anything reads it.
     pub fn poison(&mut self) {
-        let live = |computed: fn(&Sequence) -> usize| {
-            let mut live = vec![0; self.config.blocks];
-            for s in &self.sequences {
-                let starts = (0..).step_by(self.config.block_len);
-                for (block, start) in s.blocks.iter().zip(starts) {
-                    let left = computed(s).saturating_sub(start);
-                    live[block.index()] = left.min(self.config.block_len);
-                }
-            }
-            live
-        };
-        self.runner.poison(&live(|s| s.computed));
-        let drafted = live(|s| s.draft.computed);
+        self.runner.poison(&self.live(|s| s.computed, |_| true));
+        let drafted = self.live(|s| s.draft.computed, |drafted| drafted);
         if let Some(model) = self.speculation.as_mut().and_then(|s| s.drafter.model()) {
             model.runner().poison(&drafted);
         }
+    }
+
+    /// Positions of each block that are needed by sequences, which have `computed` so many tokens,
+    /// or, as a whole, by those to come; `known` says by whether the draft model computed it.
+    fn live(&self, computed: fn(&Sequence) -> usize, known: fn(bool) -> bool) -> Vec<usize> {
+        let (mut live, block_len) = (vec![0; self.config.blocks], self.config.block_len);
+        for (block, _) in self.pool.known().filter(|(_, drafted)| known(*drafted)) {
+            live[block.index()] = block_len;
+        }
+        for s in &self.sequences {
+            for (block, start) in s.blocks.iter().zip((0..).step_by(block_len)) {
+                let left = computed(s).saturating_sub(start).min(block_len);
+                live[block.index()] = live[block.index()].max(left);
+            }
+        }
+        live
     }
 
     fn fail_too_large(&mut self, events: &mut Vec<Event>) {
@@ -341,6 +360,8 @@ impl Engine {
             self.end(i, Event::Failed { id, reason }, events);
         }
         self.sequences.clear();
+        // Nothing is certain about what a failed step left in memory.
+        self.pool.forget();
     }
 
     /// Ends sequence `i` with its last event; it stays in the list until the step's end, so that
@@ -351,4 +372,10 @@ impl Engine {
         sequence.phase = Phase::Ended;
         events.push(event);
     }
+}
+
+/// The last event of a sequence that ended.
+fn finished(sequence: &Sequence, reason: FinishReason) -> Event {
+    let (id, speculation) = (sequence.id, sequence.draft.counts);
+    Event::Finished { id, reason, speculation, cached_tokens: sequence.cached.unwrap_or(0) }
 }

@@ -1,6 +1,6 @@
 //! A runner for tests whose logits are a hash of the tokens it finds in its KV blocks.
 //!
-//! It stores what a KV write would (token, position, rotary length) at the slot the block table
+//! It stores what a KV write would (token, position, rotary speeds) at the slot the block table
 //! names, and reads the visible context back through the table. So a wrong table, position, length
 //! or order, a stale or shared block changes the logits; memory nobody wrote, and poison, panics.
 
@@ -44,13 +44,20 @@ pub(crate) struct ScriptedRunner {
     faults: Faults,
     /// Of 100 rows, how many have the logits everyone expects.
     right: u64,
+    /// Lengths up to here choose the same rotary speeds.
+    steady_len: u32,
     log: Log,
 }
 
 impl ScriptedRunner {
     pub(crate) fn new(limits: StepLimits, vocab: usize, faults: Faults) -> Self {
         let kv = vec![None; limits.blocks * limits.block_len];
-        Self { limits, vocab, kv, faults, right: 100, log: Log::default() }
+        Self { limits, vocab, kv, faults, right: 100, steady_len: 0, log: Log::default() }
+    }
+
+    /// One whose rotary speeds are the same up to this length.
+    pub(crate) fn steady(self, steady_len: u32) -> Self {
+        Self { steady_len, ..self }
     }
 
     /// One that is right only `right` times out of 100.
@@ -87,9 +94,20 @@ impl ScriptedRunner {
         assert_eq!(input.query_ends[s - 1] as usize, t);
         assert!(input.output_rows.is_sorted_by(|a, b| a < b));
         assert!(input.output_rows.last().is_none_or(|&r| (r as usize) < t));
-        let mut blocks = input.block_tables.blocks.to_vec();
-        blocks.sort_unstable();
-        assert!(blocks.is_sorted_by(|a, b| a < b), "a block in two places of a step");
+    }
+
+    /// Nobody reads or writes a block in the step in which another sequence writes to it.
+    fn check_writers(&self, input: &StepInput<'_>) {
+        let mut first_row = 0;
+        for (i, &context_len) in input.context_lens.iter().enumerate() {
+            let rows = input.query_ends[i] - first_row;
+            first_row = input.query_ends[i];
+            let written = (context_len - rows) as usize / self.limits.block_len;
+            for block in &input.block_tables.of(i)[written..] {
+                let found = input.block_tables.blocks.iter().filter(|b| *b == block).count();
+                assert_eq!(found, 1, "{block:?} is written by sequence {i} and used by others");
+            }
+        }
     }
 
     /// Stores the step's tokens; returns which sequence each row belongs to.
@@ -103,7 +121,8 @@ impl ScriptedRunner {
                 assert_eq!(input.positions[t], position, "positions of {i} are not contiguous");
                 assert!(input.tokens[t].index() < self.vocab);
                 let slot = self.slot(input, i, position);
-                self.kv[slot] = Some(entry(input.tokens[t], position, input.rope_lens[t]));
+                let speeds = speeds(input.rope_lens[t], self.steady_len);
+                self.kv[slot] = Some(entry(input.tokens[t], position, speeds));
                 owners.push(i);
             }
         }
@@ -114,6 +133,7 @@ impl ScriptedRunner {
 impl Runner for ScriptedRunner {
     fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
         self.check(input);
+        self.check_writers(input);
         let size = StepSize {
             tokens: input.tokens.len(),
             sequences: input.query_ends.len(),
@@ -155,17 +175,27 @@ impl Runner for ScriptedRunner {
 
 /// The logits a sequence must get after `tokens`, of which `prompt_len` are its prompt: the
 /// runner's arithmetic without blocks, steps or an engine.
-pub(crate) fn expected_logits(tokens: &[TokenId], prompt_len: usize, vocab: usize) -> Vec<f32> {
-    let rope_len = |p: usize| prompt_len.max(p + 1) as u32;
+pub(crate) fn expected_logits(
+    tokens: &[TokenId],
+    prompt_len: usize,
+    vocab: usize,
+    steady_len: u32,
+) -> Vec<f32> {
+    let speeds = |p: usize| speeds(prompt_len.max(p + 1) as u32, steady_len);
     let hash = tokens
         .iter()
         .enumerate()
-        .fold(0, |h, (p, &token)| mix(h ^ entry(token, p as u32, rope_len(p))));
+        .fold(0, |h, (p, &token)| mix(h ^ entry(token, p as u32, speeds(p))));
     (0..vocab as u32).map(|v| logit(hash, v)).collect()
 }
 
-fn entry(token: TokenId, position: u32, rope_len: u32) -> u64 {
-    mix(mix(mix(u64::from(token.0)) ^ u64::from(position)) ^ u64::from(rope_len))
+/// Stands for the rotary speeds that a length chooses.
+fn speeds(rope_len: u32, steady_len: u32) -> u32 {
+    if rope_len <= steady_len { 0 } else { rope_len }
+}
+
+fn entry(token: TokenId, position: u32, speeds: u32) -> u64 {
+    mix(mix(mix(u64::from(token.0)) ^ u64::from(position)) ^ u64::from(speeds))
 }
 
 /// In -4..4.

@@ -24,6 +24,7 @@ fn config(max_drafted: usize) -> EngineConfig {
         max_waiting: 4,
         max_drafted,
         max_scored: 0,
+        prefix_caching: PrefixCaching::Off,
     }
 }
 
@@ -152,7 +153,7 @@ fn law_of_three(sampling: &SamplingParams) -> Vec<f64> {
         let text = [i / 9, i / 3 % 3, i % 3].map(|t| TokenId(t as u32));
         *chance = (0..3).fold(1.0, |product, n| {
             let tokens = [&prompt, &text[..n]].concat();
-            let logits_v = expected_logits(&tokens, prompt.len(), VOCAB);
+            let logits_v = expected_logits(&tokens, prompt.len(), VOCAB, 0);
             let history = History { prompt: &prompt, generated: &text[..n] };
             let law = candidates(&logits_v, &history, sampling).unwrap();
             let found = law.iter().find(|(token, _)| *token == text[n]);

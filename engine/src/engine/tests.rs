@@ -1,21 +1,18 @@
 //! The engine over the scripted runner: what requests get never depends on how they are scheduled.
 
+use super::random::{random_config, random_request, random_speculation};
 use super::scripted::{Faults, Log, ScriptedRunner, StepSize, expected_logits};
 use super::*;
-use crate::logprobs::{LogprobsWanted, token_logprob};
+use crate::logprobs::token_logprob;
 use crate::request::TokenSource;
 use crate::sampler::{SamplingParams, sample};
 use crate::scheduler::WAITED_MAX;
-use crate::speculation::vocab::VocabMap;
-use crate::speculation::{
-    Costs, Curve, DraftCosts, DraftModel, Drafter, Length, LookupRule, Policy, Rule,
-    SpeculationCounts,
-};
+use crate::speculation::{Rule, SpeculationCounts};
 use kernels::program::TokenId;
 use std::collections::BTreeMap;
 use testkit::Rng;
 
-const CONFIG: EngineConfig = EngineConfig {
+pub(super) const CONFIG: EngineConfig = EngineConfig {
     vocab: 29,
     context_len: 64,
     step_tokens: 16,
@@ -25,73 +22,48 @@ const CONFIG: EngineConfig = EngineConfig {
     max_waiting: 16,
     max_drafted: 0,
     max_scored: 4,
+    prefix_caching: PrefixCaching::On { steady_len: 0 },
 };
 
-fn engine_with(config: EngineConfig, faults: Faults) -> (Engine, Log) {
+/// The length up to which the runner's rotary speeds do not depend on it.
+pub(super) fn steady_len(config: &EngineConfig) -> u32 {
+    match config.prefix_caching {
+        PrefixCaching::Off => 0,
+        PrefixCaching::On { steady_len } => steady_len,
+    }
+}
+
+pub(super) fn engine_with(config: EngineConfig, faults: Faults) -> (Engine, Log) {
     let runner = ScriptedRunner::new(config.step_limits(), config.vocab, faults);
+    let runner = runner.steady(steady_len(&config));
     let log = runner.log();
     (Engine::new(Box::new(runner), config), log)
 }
 
-fn engine(config: EngineConfig) -> Engine {
+pub(super) fn engine(config: EngineConfig) -> Engine {
     engine_with(config, Faults::default()).0
 }
 
-fn request(prompt: &[u32], max_tokens: u32) -> Request {
+pub(super) fn request(prompt: &[u32], max_tokens: u32) -> Request {
     let prompt = prompt.iter().map(|&t| TokenId(t)).collect();
     Request { sampling: SamplingParams::default(), ..Request::new(prompt, max_tokens) }
 }
 
-fn prompt(len: usize) -> Vec<u32> {
+pub(super) fn prompt(len: usize) -> Vec<u32> {
     (0..len as u32).map(|t| t * 7 % 29).collect()
-}
-
-/// A drafter that is right some of the time, perhaps never or always.
-fn random_speculation(rng: &mut Rng, config: &EngineConfig) -> Speculation {
-    // A padded or a smaller vocabulary, and often a shorter context than the verifier's.
-    let vocab = config.vocab + [0, 0, 3][rng.below(3)] - [0, 0, 2][rng.below(3)];
-    let context_len = config.context_len.min(4 + rng.below(90) as u32);
-    let limits = config.draft_limits();
-    let right = [0, 30, 70, 90, 100][rng.below(5)];
-    let runner = Box::new(ScriptedRunner::draft(limits, vocab, right));
-    let map = VocabMap::same(config.vocab, vocab);
-    let model = DraftModel::new(runner, &limits, map, context_len);
-    let lookup = LookupRule { least_match: 1 + rng.below(3) };
-    let drafter = match rng.below(4) {
-        0 => Drafter::Lookup(lookup),
-        1 => Drafter::Cascade(lookup, model),
-        _ => Drafter::Model(model),
-    };
-    let rule = if rng.below(3) == 0 { Rule::Rejection } else { Rule::Coupled };
-    let length = if rng.below(2) == 0 {
-        Length::Fixed(rng.below(7))
-    } else {
-        Length::Auto(Box::new(Policy::new(random_costs(rng), rng.below(20))))
-    };
-    Speculation { drafter, length, rule }
-}
-
-/// Costs of which some make drafting free, some make it absurd.
-fn random_costs(rng: &mut Rng) -> Costs {
-    let mut seconds = || 10f64.powi(-(rng.below(6) as i32)) * (1 + rng.below(9)) as f64;
-    let step = Curve::new(vec![(1, seconds()), (3, seconds())]).unwrap();
-    let draft = DraftCosts { step, start: seconds(), prefill_token: seconds() };
-    let verify = [1, 2, 5].map(|rows| (rows, seconds())).to_vec();
-    let (verify, lookup, token) = (Curve::new(verify).unwrap(), seconds(), seconds());
-    Costs { verify, draft: Some(draft), lookup, token }
 }
 
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq)]
-enum End {
+pub(super) enum End {
     Finished(FinishReason),
     Failed(String),
 }
 
 /// What a request got.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Outcome {
-    tokens: Vec<TokenId>,
+pub(super) struct Outcome {
+    pub(super) tokens: Vec<TokenId>,
     /// Log-probabilities of the prompt's tokens, where they are wanted.
     prompt: Vec<f32>,
     /// Those of the generated ones.
@@ -133,7 +105,7 @@ fn collect(outcomes: &mut BTreeMap<RequestId, Outcome>, events: &mut Vec<Event>)
     sources
 }
 
-fn run_to_the_end(engine: &mut Engine) -> BTreeMap<RequestId, Outcome> {
+pub(super) fn run_to_the_end(engine: &mut Engine) -> BTreeMap<RequestId, Outcome> {
     let (mut outcomes, mut events) = (BTreeMap::new(), Vec::new());
     while engine.step(&mut events).unwrap() != Progress::Idle {
         collect(&mut outcomes, &mut events);
@@ -144,9 +116,10 @@ fn run_to_the_end(engine: &mut Engine) -> BTreeMap<RequestId, Outcome> {
 }
 
 /// What a request must get, found without an engine.
-fn oracle(request: &Request, config: &EngineConfig) -> Outcome {
+pub(super) fn oracle(request: &Request, config: &EngineConfig) -> Outcome {
     let (mut tokens, prompt_len) = (request.prompt.clone(), request.prompt.len());
-    let row_v = |tokens: &[TokenId]| expected_logits(tokens, prompt_len, config.vocab);
+    let row_v =
+        |tokens: &[TokenId]| expected_logits(tokens, prompt_len, config.vocab, steady_len(config));
     let mut logprobs = vec![];
     let end = loop {
         if tokens.len() > config.blocks * config.block_len {
@@ -176,57 +149,6 @@ fn oracle(request: &Request, config: &EngineConfig) -> Outcome {
     Outcome { tokens: tokens.split_off(prompt_len), prompt, logprobs, end: Some(end) }
 }
 
-fn random_sampling(rng: &mut Rng) -> SamplingParams {
-    let mut params = SamplingParams { seed: rng.bits(), ..Default::default() };
-    match rng.below(4) {
-        0 => params.temperature = 0.0,
-        1 => params.top_p = 0.7,
-        2 => (params.top_k, params.frequency_penalty) = (5, 0.5),
-        _ => (params.repetition_penalty, params.temperature) = (1.3, 0.8),
-    }
-    params
-}
-
-fn random_request(rng: &mut Rng, config: &EngineConfig) -> Request {
-    let longest = (config.context_len as usize - 1).min(config.blocks * config.block_len);
-    // Short prompts outgrow their blocks together, long ones are cut into chunks.
-    let longest = if rng.below(3) == 0 { longest } else { longest.min(6) };
-    let (len, stops) = (1 + rng.below(longest), rng.below(2));
-    let mut token = || TokenId(rng.below(config.vocab) as u32);
-    let prompt = (0..len).map(|_| token()).collect();
-    let stop_tokens: Vec<TokenId> = (0..stops).map(|_| token()).collect();
-    let (min_tokens, end_tokens) = (rng.below(6) as u32, stop_tokens.clone());
-    Request {
-        prompt,
-        stop_tokens,
-        max_tokens: 1 + rng.below(40) as u32,
-        sampling: SamplingParams { min_tokens, end_tokens, ..random_sampling(rng) },
-        logprobs: random_logprobs(rng),
-        priority: rng.below(3) as i32 - 1,
-    }
-}
-
-fn random_logprobs(rng: &mut Rng) -> Option<LogprobsWanted> {
-    let prompt = rng.below(2) == 0;
-    (rng.below(3) == 0).then(|| LogprobsWanted { top: rng.below(3) as u32, prompt })
-}
-
-fn random_config(rng: &mut Rng) -> EngineConfig {
-    let step_tokens_max = if rng.below(2) == 0 { 6 } else { 40 };
-    let blocks_max = if rng.below(2) == 0 { 10 } else { 60 };
-    EngineConfig {
-        vocab: 3 + rng.below(40),
-        context_len: 2 + rng.below(60) as u32,
-        step_tokens: 1 + rng.below(step_tokens_max),
-        max_sequences: 1 + rng.below(7),
-        blocks: 1 + rng.below(blocks_max),
-        block_len: 1 + rng.below(8),
-        max_waiting: rng.below(12),
-        max_drafted: rng.below(7),
-        max_scored: 1 + rng.below(9),
-    }
-}
-
 /// What a random run exercised.
 #[derive(Debug, Default)]
 struct Coverage {
@@ -237,6 +159,12 @@ struct Coverage {
     stopped: usize,
     mixed_steps: usize,
     sources: Sources,
+    /// Tokens that new requests found computed.
+    cached: u64,
+    /// Of all sequences in all steps: those that share a block, and those whose draft may not
+    /// follow because of that.
+    sharing: usize,
+    locked: usize,
 }
 
 /// One random run: requests arrive and are cancelled at random while steps go on.
@@ -251,6 +179,10 @@ struct Run {
     steps_left: usize,
     refused: usize,
     sources: Sources,
+    /// What many prompts begin with.
+    texts: Vec<Vec<TokenId>>,
+    sharing: usize,
+    locked: usize,
     /// Whether sampled text may be another than without a draft.
     other_text: bool,
 }
@@ -267,12 +199,54 @@ impl Run {
             engine = engine.with_speculation(speculation);
         }
         let (open, outcomes) = (BTreeMap::new(), BTreeMap::new());
-        let sources = Sources::default();
-        Self { rng, engine, log, open, outcomes, steps_left: 0, refused: 0, sources, other_text }
+        let mut token = || TokenId(rng.below(config.vocab) as u32);
+        let texts = (0..2).map(|_| (0..config.context_len).map(|_| token()).collect()).collect();
+        Self {
+            rng,
+            engine,
+            log,
+            open,
+            outcomes,
+            steps_left: 0,
+            refused: 0,
+            sources: Sources::default(),
+            texts,
+            sharing: 0,
+            locked: 0,
+            other_text,
+        }
+    }
+
+    /// A random request; of three, two begin as others do or go on where another ended.
+    fn request(&mut self) -> Request {
+        let mut request = random_request(&mut self.rng, self.engine.config());
+        let (len, n) = (request.prompt.len(), self.rng.below(3));
+        match self.rng.below(6) {
+            0 | 1 => return request,
+            2 => {
+                let ended = self.open.iter().nth(n).and_then(|(id, (before, _))| {
+                    let outcome = self.outcomes.get(id)?;
+                    Some([before.prompt.as_slice(), &outcome.tokens].concat())
+                });
+                request.prompt.splice(..0, ended.unwrap_or_default());
+            }
+            _ => {
+                let text = &self.texts[n % 2];
+                let most = [12, 12, 12, text.len()][self.rng.below(4)];
+                let shared = self.rng.below(text.len().min(most));
+                request.prompt.splice(..0, text[..shared].iter().copied());
+            }
+        }
+        let config = self.engine.config();
+        let most = (config.context_len as usize - 1).min(config.blocks * config.block_len);
+        // Often one with little of its own.
+        let least = if self.rng.below(2) == 0 { len } else { 1 };
+        request.prompt.truncate(most.min((request.prompt.len() - len).max(least)));
+        request
     }
 
     fn submit(&mut self) {
-        let request = random_request(&mut self.rng, self.engine.config());
+        let request = self.request();
         match self.engine.submit(request.clone()) {
             Ok(id) => {
                 // The oldest request goes on at least every WAITED_MAX steps and one more for each
@@ -306,6 +280,13 @@ impl Run {
         self.sources.corrected += sources.corrected;
         self.sources.bonus += sources.bonus;
         self.engine.check_integrity();
+        let sequences = &self.engine.sequences;
+        let tables = || sequences.iter().flat_map(|s| &s.blocks);
+        for s in sequences {
+            let first = s.blocks.first();
+            self.sharing += usize::from(tables().filter(|b| Some(*b) == first).count() > 1);
+            self.locked += usize::from(s.draft.computed < s.draft.locked);
+        }
         progress
     }
 
@@ -358,6 +339,9 @@ impl Run {
         }
         coverage.preemptions += self.engine.counts().preemptions;
         coverage.refused += self.refused;
+        coverage.cached += self.engine.counts().prefix.cached;
+        coverage.sharing += self.sharing;
+        coverage.locked += self.locked;
         coverage.sources.drafted += self.sources.drafted;
         coverage.sources.corrected += self.sources.corrected;
         coverage.sources.bonus += self.sources.bonus;
@@ -383,9 +367,11 @@ fn any_schedule_gives_each_request_what_it_gets_alone() {
         }
     }
     eprintln!("{coverage:?}");
-    let Coverage { preemptions, refused, cancelled, too_large, stopped, mixed_steps, sources } =
+    let Coverage { preemptions, refused, cancelled, too_large, stopped, mixed_steps, .. } =
         coverage;
-    let Sources { drafted, corrected, bonus } = sources;
+    let Coverage { sources: Sources { drafted, corrected, bonus }, .. } = coverage;
+    let Coverage { cached, sharing, locked, .. } = coverage;
+    assert!(cached > 10_000 && sharing > 3000 && locked > 500, "too little was shared");
     assert!(drafted > 10_000 && corrected > 10_000 && bonus > 2_000, "too little was drafted");
     assert!(preemptions > 1000 && refused > 1000 && cancelled > 500, "too little happened");
     assert!(too_large > 500 && stopped > 500 && mixed_steps > 5000, "too little happened");
@@ -466,7 +452,7 @@ fn idle_without_requests_and_cancelling_the_unknown_changes_nothing() {
     assert_eq!(engine.counts().blocks_free, CONFIG.blocks, "blocks are free at once");
     assert_eq!(engine.step(&mut events).unwrap(), Progress::Idle);
     let (reason, speculation) = (FinishReason::Cancelled, SpeculationCounts::default());
-    assert_eq!(events, [Event::Finished { id, reason, speculation }]);
+    assert_eq!(events, [Event::Finished { id, reason, speculation, cached_tokens: 0 }]);
 }
 
 #[test]

@@ -63,6 +63,28 @@ fn llama_fills_in_what_is_missing() {
     assert_eq!(edited("llama_head_dim", json!({})).unwrap().layers[0].attn.head_width, 24);
 }
 
+/// Up to it a token's rotary speeds are the same in every prompt.
+#[test]
+fn the_steady_length_ends_where_a_layers_speeds_begin_to_follow_the_length() {
+    let rope = |rope: Value| edited("llama_mha", json!({"rope_parameters": rope})).unwrap();
+    let dynamic = json!({"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4});
+    let factors = [1.5; 8];
+    let long = json!({"rope_type": "longrope", "original_max_position_embeddings": 24,
+        "rope_theta": 1e4, "short_factor": factors, "long_factor": factors});
+    let linear = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4});
+    let (dynamic, long) = (rope(dynamic), rope(long));
+    assert_eq!(rope(linear).steady_len(), u32::MAX);
+    let kernels::program::RopeSpeeds::DynamicNtk { trained, .. } =
+        &dynamic.layers[0].attn.rope.speeds
+    else {
+        panic!("{dynamic:?}")
+    };
+    assert_eq!((dynamic.steady_len(), long.steady_len()), (*trained, 24));
+    let mut mixed = rope(json!({"rope_type": "default", "rope_theta": 1e4}));
+    mixed.layers.push(long.layers[0].clone());
+    assert_eq!(mixed.steady_len(), 24);
+}
+
 #[test]
 fn absurd_sizes_are_refused() {
     for (key, value) in [

@@ -3,7 +3,8 @@
 //! It follows the verifier through a sequence's prompt, chunk by chunk, and its keys and values
 //! lie in the sequence's own KV blocks (in its own memory for them), so one block table serves
 //! both, and giving a sequence up or going back to an earlier length costs nothing. Where it lags
-//! behind (it was not asked for a while), it first catches up within a step's limits.
+//! behind (it was not asked for a while), it first catches up within a step's limits. Blocks that
+//! sequences share ([`crate::sharing`]) it writes to for one of them alone.
 //!
 //! Not here: whether drafting pays, acceptance. All sequences draft in one batch.
 
@@ -71,9 +72,9 @@ impl DraftModel {
         self.runner.as_mut()
     }
 
-    /// Whether its context holds `len` tokens.
-    pub(crate) fn reaches(&self, len: usize) -> bool {
-        len <= self.context_len
+    /// Whether its context holds the sequence and it may write to the blocks that it lacks.
+    pub(crate) fn reaches(&self, sequence: &Sequence) -> bool {
+        sequence.tokens.len() <= self.context_len && is_open(sequence)
     }
 
     /// Follows the sequences of `parts` that want drafts, and proposes tokens where a part has
@@ -109,7 +110,8 @@ impl DraftModel {
             let (len, start) = (sequence.tokens.len(), sequence.draft.computed);
             let known = part.end.min(len).min(self.context_len);
             let end = known.min(start + tokens_left);
-            if sequence.draft.wanted == 0 || sequence.draft.proposed > 0 || end <= start {
+            let wanted = sequence.draft.wanted > 0 && sequence.draft.proposed == 0;
+            if !wanted || end <= start || !is_open(sequence) {
                 continue;
             }
             let outputs = usize::from(end == len && part.end > len);
@@ -147,6 +149,11 @@ impl DraftModel {
         self.parts.truncate(kept);
         self.ends.truncate(kept);
     }
+}
+
+/// Whether no block that the draft model lacks is one that another sequence's draft writes to.
+fn is_open(sequence: &Sequence) -> bool {
+    sequence.draft.computed >= sequence.draft.locked
 }
 
 /// Appends the draft's choice to `sequence` as a proposed token; whether to go on. A row without

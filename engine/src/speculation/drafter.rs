@@ -62,7 +62,17 @@ impl Drafter {
             (_, Source::Lookup { .. }) => true,
             (Self::Lookup(_), Source::Model) => false,
             (Self::Model(model) | Self::Cascade(_, model), Source::Model) => {
-                model.reaches(sequence.tokens.len())
+                model.reaches(sequence)
+            }
+        }
+    }
+
+    /// Whether a draft model is to follow a sequence that begins.
+    pub(crate) fn follows(&self, sequence: &Sequence) -> bool {
+        match self {
+            Self::Lookup(_) => false,
+            Self::Model(model) | Self::Cascade(_, model) => {
+                sequence.draft.wanted > 0 && model.reaches(sequence)
             }
         }
     }

@@ -89,6 +89,13 @@ pub struct DraftState {
     pub laws: Vec<Law>,
     /// Leading tokens whose keys and values the draft model has, in the sequence's own blocks.
     pub computed: usize,
+    /// Leading tokens in blocks to which another sequence's draft may be writing, or that it left
+    /// half done: while fewer are computed, no draft model follows the sequence.
+    pub locked: usize,
+    /// Leading full blocks that others know to hold the draft model's part too.
+    pub shared: usize,
+    /// Whether a draft model is to follow it from its first step on.
+    pub follows: bool,
     /// Where its text occurred before, as far as a drafter has asked.
     pub lookup: Lookup,
     /// What it did so far.

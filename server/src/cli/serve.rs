@@ -35,6 +35,10 @@ pub struct ServeArgs {
     /// most half of the free memory
     #[arg(long, value_name = "N")]
     pub kv_tokens: Option<usize>,
+    /// Compute every prompt from its first token on: by default, requests that begin alike share
+    /// keys and values of what they have in common
+    #[arg(long)]
+    pub no_prefix_cache: bool,
     /// Seconds that open requests may go on after SIGTERM or ctrl-c
     #[arg(long, value_name = "S", default_value_t = 30)]
     pub drain_seconds: u64,

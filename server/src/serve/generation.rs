@@ -46,6 +46,8 @@ pub(crate) struct Finish {
     pub speculation: SpeculationCounts,
     pub accepted_in: Vec<u64>,
     pub times: Times,
+    /// Tokens of the prompt that were computed for others before.
+    pub cached_tokens: usize,
 }
 
 /// How tokens become text.
@@ -124,7 +126,7 @@ impl Generation {
         self.ended = true;
         let rest = self.text.as_mut().map(TextStream::finish).transpose();
         let text = rest.map_err(|e| ApiError::failed(e.to_string()))?.unwrap_or_default();
-        let Ending { reason, speculation, accepted_in, times } = ending;
+        let Ending { reason, speculation, accepted_in, times, cached_tokens } = ending;
         let reason = match (self.stopped, reason) {
             (true, _) => FinishReason::Stop,
             // Only a server that stops cancels what its client still waits for.
@@ -133,7 +135,7 @@ impl Generation {
             }
             (false, reason) => reason,
         };
-        let finish = Some(Finish { reason, speculation, accepted_in, times });
+        let finish = Some(Finish { reason, speculation, accepted_in, times, cached_tokens });
         let mut delta = Delta { finish, ..Delta::default() };
         delta.say(text, self.source);
         Ok(delta)

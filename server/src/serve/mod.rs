@@ -42,7 +42,7 @@ use app::{App, Served};
 use axum::Router;
 use engine::chat::ChatTemplate;
 use engine::engine::{Engine, EngineConfig};
-use engine::kv::BLOCK_LEN;
+use engine::kv::{BLOCK_LEN, PrefixCaching};
 use engine::model::Model;
 use engine::tokenizer::Tokenizer;
 use kernels::program::TokenId;
@@ -192,7 +192,17 @@ fn config(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> anyhow::Res
         max_waiting: args.max_queue as usize,
         max_drafted,
         max_scored: MAX_SCORED,
+        prefix_caching: prefix_caching(args, model, draft),
     })
+}
+
+/// Whether requests share what they have in common, and up to which length all of it.
+fn prefix_caching(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> PrefixCaching {
+    let models = [Some(model), draft.and_then(Draft::model)];
+    match models.into_iter().flatten().map(|m| m.spec().steady_len()).min() {
+        Some(steady_len) if !args.no_prefix_cache => PrefixCaching::On { steady_len },
+        _ => PrefixCaching::Off,
+    }
 }
 
 /// Positions for which keys and values are kept.

@@ -165,3 +165,23 @@ async fn mistakes_are_answered_in_words() {
     assert_eq!(server.get("/nowhere").await.0, StatusCode::NOT_FOUND);
     assert_eq!(server.get("/v1/completions").await.0, StatusCode::METHOD_NOT_ALLOWED);
 }
+
+/// Of a prompt that was computed before, only the last, not full block is computed again; with and
+/// without sharing, the text and all figures but the cached tokens are the same.
+#[tokio::test]
+async fn what_was_computed_before_is_counted_and_changes_nothing() {
+    let prompt: Vec<u32> = (0..50).map(|i| 40 + i * 7 % 60).collect();
+    let body = json!({"prompt": prompt, "max_tokens": 24, "seed": 3, "logprobs": 1});
+    let mut answers = vec![];
+    for (arguments, expected) in [(&[][..], [0, 48, 48]), (&["--no-prefix-cache"], [0, 0, 0])] {
+        let server = TestServer::start(arguments);
+        for cached in expected {
+            let (_, mut answer) = server.post("/v1/completions", body.clone()).await;
+            let details = answer["usage"]["prompt_tokens_details"].take();
+            assert_eq!(details, json!({"cached_tokens": cached}), "{arguments:?}");
+            answers.push((answer["choices"].take(), answer["usage"].take()));
+        }
+    }
+    assert_eq!(answers[0].0[0]["logprobs"]["tokens"].as_array().unwrap().len(), 24);
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+}

@@ -50,6 +50,8 @@ pub(crate) struct Ending {
     /// Cycles by how many proposed tokens they accepted, from 0 to the most that may be drafted.
     pub accepted_in: Vec<u64>,
     pub times: Times,
+    /// Tokens of the prompt that were computed for others before.
+    pub cached_tokens: usize,
 }
 
 /// Where a request's time went.
@@ -253,8 +255,8 @@ impl Worker<'_> {
             Event::Token { token, source, logprob, .. } => {
                 pending.tokens.push(Token { id: token, source, logprob });
             }
-            Event::Finished { reason, speculation, .. } => {
-                pending.end = Some(End::Finished(reason, speculation));
+            Event::Finished { reason, speculation, cached_tokens, .. } => {
+                pending.end = Some(End::Finished { reason, speculation, cached_tokens });
             }
             Event::Failed { reason, .. } => pending.end = Some(End::Failed(reason)),
         }
@@ -292,7 +294,7 @@ struct Pending {
 }
 
 enum End {
-    Finished(FinishReason, SpeculationCounts),
+    Finished { reason: FinishReason, speculation: SpeculationCounts, cached_tokens: usize },
     Failed(String),
 }
 
@@ -319,8 +321,11 @@ impl Client {
         self.tell_end(end, now, metrics);
         let update = match end {
             End::Failed(reason) => Update::Failed(reason.clone()),
-            End::Finished(reason, speculation) => {
-                Update::Ended(self.ending(*reason, *speculation, now))
+            End::Finished { reason, speculation, cached_tokens } => {
+                let (accepted_in, times) = (self.accepted_in.clone(), self.times(now));
+                let (reason, speculation) = (*reason, *speculation);
+                let cached_tokens = *cached_tokens;
+                Update::Ended(Ending { reason, speculation, accepted_in, times, cached_tokens })
             }
         };
         let _ = self.sender.try_send(update);
@@ -338,12 +343,12 @@ impl Client {
         let (reason, speculation) = match end {
             End::Failed(_) => (None, SpeculationCounts::default()),
             // Who asks for an end has found a stop string; who leaves just leaves.
-            End::Finished(FinishReason::Cancelled, counts)
+            End::Finished { reason: FinishReason::Cancelled, speculation: counts, .. }
                 if self.cancelled.load(Ordering::Relaxed) =>
             {
                 (Some(FinishReason::Stop), *counts)
             }
-            End::Finished(reason, counts) => (Some(*reason), *counts),
+            End::Finished { reason, speculation: counts, .. } => (Some(*reason), *counts),
         };
         let accepted_in = if reason.is_some() { &self.accepted_in[..] } else { &[] };
         let (prompt_tokens, tokens) = (self.prompt_tokens, self.tokens);
@@ -363,9 +368,8 @@ impl Client {
         }
     }
 
-    fn ending(&self, reason: FinishReason, speculation: SpeculationCounts, now: Instant) -> Ending {
+    fn times(&self, now: Instant) -> Times {
         let first = self.first.unwrap_or(now);
-        let times = Times { prompt: first - self.arrived, decode: now - first };
-        Ending { reason, speculation, accepted_in: self.accepted_in.clone(), times }
+        Times { prompt: first - self.arrived, decode: now - first }
     }
 }

@@ -220,6 +220,11 @@ impl Job {
         self.prompts.iter().map(Vec::len).sum()
     }
 
+    /// Of each prompt, what its first candidate found: others may find what that one computed.
+    fn cached_tokens<'o>(&self, candidates: impl Iterator<Item = &'o Open>) -> usize {
+        candidates.step_by(self.best_of as usize).map(|open| open.cached_tokens).sum()
+    }
+
     /// The text of candidate `candidate`, of which nothing has come yet.
     fn open(&self, candidate: usize) -> Result<Open, ApiError> {
         let mut open = Open::default();
@@ -257,6 +262,7 @@ impl Job {
         let reason =
             |finish: &Finish| if self.scores_only { "length" } else { finish.reason.as_str() };
         let finish_reason = delta.finish.as_ref().map(reason);
+        open.cached_tokens = delta.finish.as_ref().map_or(0, |finish| finish.cached_tokens);
         Ok(Choice { index: 0, text, logprobs, finish_reason, provenance: None })
     }
 
@@ -294,6 +300,8 @@ struct Open {
     logprob: f64,
     /// Characters of all tokens shown.
     offset: usize,
+    /// Tokens of the prompt that had been computed before, once it has ended.
+    cached_tokens: usize,
 }
 
 impl Open {
@@ -337,6 +345,7 @@ async fn whole(job: Job, mut choices: Choices, mut report: Report) -> Result<Com
         all[i].1.append(piece);
     }
     let completion_tokens = all.iter().map(|(open, _)| open.tokens).sum();
+    let cached = job.cached_tokens(all.iter().map(|(open, _)| open));
     let mut best = vec![];
     while !all.is_empty() {
         let mut of_prompt: Vec<_> = all.drain(..job.best_of as usize).collect();
@@ -346,7 +355,7 @@ async fn whole(job: Job, mut choices: Choices, mut report: Report) -> Result<Com
         best.extend(of_prompt.into_iter().take(job.plan.n as usize).map(|(_, choice)| choice));
     }
     best.iter_mut().enumerate().for_each(|(index, choice)| choice.index = index);
-    let usage = Usage::new(job.prompt_tokens(), completion_tokens);
+    let usage = Usage::new(job.prompt_tokens(), completion_tokens).cached(cached);
     let figures = report.figures(job.prompt_tokens());
     Ok(Completion { figures, ..job.completion(best, Some(usage)) })
 }
@@ -415,8 +424,10 @@ impl Writer for Stream {
         if !self.options.include_usage && !self.report.wants_figures() {
             return vec![];
         }
+        let cached = self.job.cached_tokens(self.open.iter().flatten());
+        let usage = self.usage().cached(cached);
         let figures = self.report.figures(self.job.prompt_tokens());
-        vec![json!(Completion { figures, ..self.job.completion(vec![], Some(self.usage())) })]
+        vec![json!(Completion { figures, ..self.job.completion(vec![], Some(usage)) })]
     }
 }
 
