@@ -157,7 +157,7 @@ fn a_draft_model_catches_up_with_what_nobody_else_holds() {
     let (mut engine, log, drafted) = drafting(3);
     let plain = request(&prompt(18), 30);
     engine.replace_length(Length::Fixed(0));
-    assert_eq!(run(&mut engine, &log, &[plain.clone()]), [(18, 0)]);
+    assert_eq!(run(&mut engine, &log, std::slice::from_ref(&plain)), [(18, 0)]);
     engine.replace_length(Length::Fixed(3));
     engine.submit(plain.clone()).unwrap();
     let step = |engine: &mut Engine| {
