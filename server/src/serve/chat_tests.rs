@@ -44,7 +44,9 @@ async fn a_chat_goes_on_where_its_template_ends() {
     assert_eq!(choice["message"]["content"], expected_choice["text"]);
     assert_eq!(choice["message"]["role"], "assistant");
     assert_eq!(choice["finish_reason"], expected_choice["finish_reason"]);
-    assert_eq!(answer["usage"], expected["usage"]);
+    for key in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+        assert_eq!(answer["usage"][key], expected["usage"][key], "{key}");
+    }
     assert_eq!(answer["object"], "chat.completion");
 }
 
@@ -52,12 +54,14 @@ async fn a_chat_goes_on_where_its_template_ends() {
 async fn a_chat_stream_is_the_whole_answer_in_pieces() {
     let server = server(TEMPLATE);
     let mut body = json!({"messages": [{"role": "user", "content": "sort"}], "max_tokens": 20,
-        "seed": 5, "n": 2, "logprobs": true, "top_logprobs": 3});
+        "seed": 5, "n": 2, "logprobs": true, "top_logprobs": 3, "metrics": true, "provenance": true});
     let (_, whole) = server.post("/v1/chat/completions", body.clone()).await;
     body["stream"] = json!(true);
     body["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
     let pieces = stream(&server, "/v1/chat/completions", &body).await;
-    assert_eq!(pieces.last().unwrap()["usage"], whole["usage"]);
+    for key in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+        assert_eq!(pieces.last().unwrap()["usage"][key], whole["usage"][key], "{key}");
+    }
     assert_eq!(pieces[0]["usage"]["completion_tokens"], 0);
     for (i, choice) in whole["choices"].as_array().unwrap().iter().enumerate() {
         let of = pieces.iter().flat_map(|p| p["choices"].as_array().unwrap());
@@ -70,6 +74,13 @@ async fn a_chat_stream_is_the_whole_answer_in_pieces() {
         let all: Vec<Value> = lists.flatten().cloned().collect();
         assert_eq!(json!(all), choice["logprobs"]["content"]);
         assert_eq!(of.last().unwrap()["finish_reason"], choice["finish_reason"]);
+        let told = choice["provenance"].as_array().unwrap();
+        let told: String = told.iter().map(|piece| piece["text"].as_str().unwrap()).collect();
+        assert_eq!(told, text);
+    }
+    for answer in [pieces.last().unwrap(), &whole] {
+        assert!(answer["metrics"]["speculative_decoding"]["num_spec_tokens"].as_u64() > Some(0));
+        assert_eq!(answer["timings"]["predicted_n"], 40);
     }
 }
 

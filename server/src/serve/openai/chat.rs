@@ -14,10 +14,12 @@ use super::completions::StreamOptions;
 use super::conversation::Conversation;
 use super::likelihood::ChatLogprobs;
 use super::params::{Params, Plan};
+use super::report::{Figures, Provenance, Report, Wanted};
 use super::tools::{ToolCall, ToolParams, ToolPlan};
 use super::usage::Usage;
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use engine::logprobs::LogprobsWanted;
 use engine::request::{FinishReason, Request};
@@ -50,6 +52,8 @@ pub(crate) struct ChatRequest {
     /// Refused unless its type is `text`.
     response_format: Option<Value>,
     #[serde(flatten)]
+    wanted: Wanted,
+    #[serde(flatten)]
     params: Params,
 }
 
@@ -63,6 +67,8 @@ pub(crate) struct ChatCompletion {
     model: String,
     choices: Vec<ChatChoice>,
     usage: Usage,
+    #[serde(flatten)]
+    figures: Figures,
 }
 
 /// One of several answers.
@@ -73,6 +79,9 @@ pub(crate) struct ChatChoice {
     logprobs: Option<ChatLogprobs>,
     /// `stop`, `length` or `tool_calls`.
     finish_reason: Option<&'static str>,
+    /// How the generated text came about, where that is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provenance: Option<Vec<Provenance>>,
 }
 
 /// What the model says.
@@ -100,6 +109,8 @@ pub(crate) struct ChatChunk {
     choices: Vec<ChunkChoice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
+    #[serde(flatten)]
+    figures: Figures,
 }
 
 /// What a piece adds to a choice.
@@ -110,6 +121,9 @@ pub(crate) struct ChunkChoice {
     logprobs: Option<ChatLogprobs>,
     /// As in the whole answer; null in pieces before the last.
     finish_reason: Option<&'static str>,
+    /// How the generated text came about, where that is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provenance: Option<Vec<Provenance>>,
 }
 
 /// What a piece adds to an answer.
@@ -132,20 +146,23 @@ pub(crate) struct AnswerDelta {
 ))]
 pub(crate) async fn chat_completions(
     State(app): State<Arc<App>>,
+    headers: HeaderMap,
     Body(request): Body<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let served = app.ready()?;
     served.check_name(request.model.as_deref())?;
     let (stream, options) = (request.stream == Some(true), request.stream_options);
+    let report = Report::new(request.wanted, &headers, &served);
     let job = Job::new(request, app, served).await?;
     let choices = Choices::start(&job.app, &job.served, job.requests(), &job.plan.wording).await;
     let choices = choices.map_err(blame_messages)?;
     if stream {
-        let stream = Stream::new(job, options.unwrap_or_default());
+        let progress = Progress::new(&job, report);
+        let stream = Stream { job, progress, options: options.unwrap_or_default() };
         let first = stream.first();
         return Ok(sse::response(choices, stream, &first));
     }
-    Ok(Json(whole(&job, choices).await?).into_response())
+    Ok(Json(whole(&job, choices, report).await?).into_response())
 }
 
 /// What the engine says of a prompt is true of the messages here.
@@ -196,11 +213,6 @@ impl Job {
         (0..self.plan.n).map(request).collect()
     }
 
-    /// Answers of which nothing has come yet.
-    fn open(&self) -> Vec<Open> {
-        (0..self.plan.n).map(|_| Open { reader: self.tools.reader(), calls: 0 }).collect()
-    }
-
     /// What `delta` adds to choice `index`, and whether a client is to hear of it.
     fn piece(
         &self,
@@ -221,17 +233,14 @@ impl Job {
         let says = content.is_some() || finish_reason.is_some() || logprobs.is_some();
         let says = says || !tool_calls.is_empty();
         let delta = AnswerDelta { role: None, content, tool_calls };
-        Ok((ChunkChoice { index, delta, logprobs, finish_reason }, says))
+        let provenance = None;
+        Ok((ChunkChoice { index, delta, logprobs, finish_reason, provenance }, says))
     }
 
-    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> Value {
+    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>, figures: Figures) -> Value {
         let (id, model) = (self.id.clone(), self.served.name.clone());
         let (object, created) = ("chat.completion.chunk", self.created);
-        json!(ChatChunk { id, object, created, model, choices, usage })
-    }
-
-    fn usage(&self, completion_tokens: usize) -> Usage {
-        Usage::new(self.prompt.len(), completion_tokens)
+        json!(ChatChunk { id, object, created, model, choices, usage, figures })
     }
 }
 
@@ -266,14 +275,54 @@ impl Default for Answer {
     }
 }
 
+/// What has come of all answers.
+struct Progress {
+    open: Vec<Open>,
+    report: Report,
+    completion_tokens: usize,
+    /// Of the conversation, once one answer is complete: what its first one found.
+    cached_tokens: Option<usize>,
+}
+
+impl Progress {
+    fn new(job: &Job, report: Report) -> Self {
+        let open = (0..job.plan.n).map(|_| Open { reader: job.tools.reader(), calls: 0 }).collect();
+        Self { open, report, completion_tokens: 0, cached_tokens: None }
+    }
+
+    /// What `delta` adds to choice `index`, and whether a client is to hear of it.
+    fn take(
+        &mut self,
+        job: &Job,
+        index: usize,
+        delta: &Delta,
+    ) -> Result<(ChunkChoice, bool), ApiError> {
+        self.completion_tokens += delta.tokens.len();
+        if let (0, Some(finish)) = (index, &delta.finish) {
+            self.cached_tokens = Some(finish.cached_tokens);
+        }
+        let provenance = self.report.book(delta);
+        let (piece, says) = job.piece(index, &mut self.open[index], delta)?;
+        Ok((ChunkChoice { provenance, ..piece }, says))
+    }
+
+    fn usage(&self, job: &Job) -> Usage {
+        let usage = Usage::new(job.prompt.len(), self.completion_tokens);
+        self.cached_tokens.map_or(usage, |cached| usage.cached(cached))
+    }
+}
+
 /// The answer when everything has come.
-async fn whole(job: &Job, mut choices: Choices) -> Result<ChatCompletion, ApiError> {
+async fn whole(
+    job: &Job,
+    mut choices: Choices,
+    report: Report,
+) -> Result<ChatCompletion, ApiError> {
     let empty = |index| ChatChoice { index, ..ChatChoice::default() };
     let mut all: Vec<ChatChoice> = (0..job.plan.n as usize).map(empty).collect();
-    let (mut open, mut completion_tokens) = (job.open(), 0);
+    let mut progress = Progress::new(job, report);
     while let Some((i, delta)) = choices.next().await? {
-        completion_tokens += delta.tokens.len();
-        let (piece, _) = job.piece(i, &mut open[i], &delta)?;
+        let (piece, _) = progress.take(job, i, &delta)?;
         all[i].append(piece);
     }
     Ok(ChatCompletion {
@@ -282,7 +331,8 @@ async fn whole(job: &Job, mut choices: Choices) -> Result<ChatCompletion, ApiErr
         created: job.created,
         model: job.served.name.clone(),
         choices: all,
-        usage: job.usage(completion_tokens),
+        usage: progress.usage(job),
+        figures: progress.report.figures(job.prompt.len()),
     })
 }
 
@@ -296,6 +346,9 @@ impl ChatChoice {
         if let Some(more) = piece.logprobs {
             self.logprobs.get_or_insert_default().content.extend(more.content);
         }
+        if let Some(more) = piece.provenance {
+            self.provenance.get_or_insert_default().extend(more);
+        }
         self.finish_reason = self.finish_reason.or(piece.finish_reason);
         if self.finish_reason.is_some() && self.message.tool_calls.is_empty() {
             self.message.content.get_or_insert_default();
@@ -306,16 +359,11 @@ impl ChatChoice {
 /// The answer piece by piece.
 struct Stream {
     job: Job,
-    open: Vec<Open>,
+    progress: Progress,
     options: StreamOptions,
-    completion_tokens: usize,
 }
 
 impl Stream {
-    fn new(job: Job, options: StreamOptions) -> Self {
-        Self { open: job.open(), job, options, completion_tokens: 0 }
-    }
-
     /// The pieces that say who speaks.
     fn first(&self) -> Vec<Value> {
         let choice = |index| {
@@ -327,24 +375,24 @@ impl Stream {
     }
 
     fn chunk(&self, choice: ChunkChoice) -> Value {
-        let usage = self.options.continuous_usage_stats.then(|| self.usage());
-        self.job.chunk(vec![choice], usage)
-    }
-
-    fn usage(&self) -> Usage {
-        self.job.usage(self.completion_tokens)
+        let stats = self.options.continuous_usage_stats;
+        let usage = stats.then(|| self.progress.usage(&self.job));
+        self.job.chunk(vec![choice], usage, Figures::default())
     }
 }
 
 impl Writer for Stream {
     fn delta(&mut self, index: usize, delta: Delta) -> Result<Vec<Value>, ApiError> {
-        self.completion_tokens += delta.tokens.len();
-        let (piece, says) = self.job.piece(index, &mut self.open[index], &delta)?;
+        let (piece, says) = self.progress.take(&self.job, index, &delta)?;
         Ok(if says { vec![self.chunk(piece)] } else { vec![] })
     }
 
     fn last(&mut self) -> Vec<Value> {
-        let usage = self.options.include_usage.then(|| self.usage());
-        usage.map(|usage| self.job.chunk(vec![], Some(usage))).into_iter().collect()
+        let report = &self.progress.report;
+        if !self.options.include_usage && !report.wants_figures() {
+            return vec![];
+        }
+        let figures = report.figures(self.job.prompt.len());
+        vec![self.job.chunk(vec![], Some(self.progress.usage(&self.job)), figures)]
     }
 }
