@@ -30,12 +30,22 @@ pub struct Piece {
 pub struct TextStream<T> {
     detokenizer: Detokenizer<T>,
     stop: StopStrings,
+    shown: Vec<TokenId>,
 }
 
 impl<T: Deref<Target = Tokenizer>> TextStream<T> {
     /// Starts a text that ends before the first of the `stop` strings; empty ones are ignored.
     pub fn new(tokenizer: T, stop: Vec<String>) -> Self {
-        Self { detokenizer: Detokenizer::new(tokenizer, true), stop: StopStrings::new(stop) }
+        let (detokenizer, stop) = (Detokenizer::new(tokenizer, true), StopStrings::new(stop));
+        Self { detokenizer, stop, shown: Vec::new() }
+    }
+
+    /// Makes those of `tokens` that are special print as the vocabulary spells them, such as the
+    /// one that begins a tool call.
+    pub fn showing(mut self, mut tokens: Vec<TokenId>) -> Self {
+        tokens.retain(|&token| !self.detokenizer.tokenizer.prints(token, true));
+        self.shown = tokens;
+        self
     }
 
     /// Makes this the continuation of `prompt`, whose own text is not given out: without it, many
@@ -56,7 +66,10 @@ impl<T: Deref<Target = Tokenizer>> TextStream<T> {
         if self.stop.found {
             return Ok(Piece { text: String::new(), stopped: true });
         }
-        let text = self.detokenizer.push(token)?;
+        let mut text = self.detokenizer.push(token)?;
+        if self.shown.contains(&token) {
+            text += &self.detokenizer.tokenizer.token(token).unwrap_or_default();
+        }
         Ok(Piece { text: self.stop.push(&text), stopped: self.stop.found })
     }
 

@@ -241,3 +241,15 @@ fn a_continuation_keeps_the_space_before_its_first_word() {
         }
     }
 }
+
+#[test]
+fn a_shown_special_token_is_written_where_it_stands() {
+    let tokenizer = tokenizer("llama3");
+    let text = "a<|eot_id|>b<|end_of_text|>";
+    let ids = tokenizer.encode(text, false).unwrap();
+    let [eot, plain] = ["<|eot_id|>", "a"].map(|t| tokenizer.token_id(t).unwrap());
+    // What prints anyway is not written twice.
+    let mut stream = TextStream::new(tokenizer, vec!["b".into()]).showing(vec![eot, plain]);
+    let pieces: String = ids.iter().map(|&id| stream.push(id).unwrap().text).collect();
+    assert_eq!(pieces, "a<|eot_id|>");
+}

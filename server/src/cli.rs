@@ -10,7 +10,7 @@ pub use bench::{
     SweepArgs,
 };
 pub use rank::RankArgs;
-pub use serve::{AccessArgs, ServeArgs};
+pub use serve::{AccessArgs, ServeArgs, ToolFormat};
 pub use speculation::{DraftName, DraftTokens, ModelName, RuleName, SpeculationArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};

@@ -1,7 +1,7 @@
 //! What can be typed after `foretoken serve`. No behaviour.
 
 use super::{DeviceArgs, SpeculationArgs};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -16,6 +16,9 @@ pub struct ServeArgs {
     /// File with the Jinja template of chats; default: the model's own
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+    /// Form in which the model calls tools; default: the one that the template shows
+    #[arg(long, value_name = "FORM")]
+    pub tool_format: Option<ToolFormat>,
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1")]
     pub host: IpAddr,
@@ -47,6 +50,17 @@ pub struct ServeArgs {
     /// Device.
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Forms in which models call tools, by those that brought them up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ToolFormat {
+    /// `<tool_call>{json}</tool_call>`; also Qwen
+    Hermes,
+    /// `{json}` as the whole answer
+    Llama3,
+    /// `[TOOL_CALLS][{json}, ...]`
+    Mistral,
 }
 
 /// Who may call a server.

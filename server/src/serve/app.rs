@@ -5,6 +5,7 @@
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::worker::Handle;
+use crate::cli::ToolFormat;
 use axum::http::StatusCode;
 use engine::chat::ChatTemplate;
 use engine::engine::EngineConfig;
@@ -26,6 +27,8 @@ pub(crate) struct Served {
     pub template: Option<ChatTemplate>,
     /// Longest time from a request to its last token; none has no limit.
     pub time_limit: Option<Duration>,
+    /// How the model calls tools, if that is known.
+    pub tool_format: Option<ToolFormat>,
 }
 
 /// Shared by all handlers.
@@ -74,11 +77,30 @@ impl App {
         format!("{prefix}-{:016x}", self.ids.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// A name for a tool call: nine letters and digits, which is what some templates insist on.
+    pub(crate) fn call_id(&self) -> String {
+        let mut number = self.ids.fetch_add(1, Ordering::Relaxed);
+        let mut digit = || {
+            let digit = char::from_digit((number % 36) as u32, 36);
+            number /= 36;
+            digit
+        };
+        (0..9).filter_map(|_| digit()).collect()
+    }
+
     /// A seed for a request without one.
     pub(crate) fn seed(&self) -> u64 {
         // Neighbouring numbers become unlike seeds.
         self.ids.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
+}
+
+/// Runs what may take long beside the threads that speak HTTP.
+pub(crate) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let failed = |_| ApiError::failed("the request could not be worked on");
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 
 /// Seconds since 1970.

@@ -120,10 +120,9 @@ async fn an_answer_may_fill_the_context() {
     let body = json!({"messages": messages, "ignore_eos": true, "temperature": 0});
     let (status, answer) = server.post("/v1/chat/completions", body).await;
     let context = server.app.ready().unwrap().config.context_len;
-    if status == StatusCode::OK {
-        assert_eq!(answer["usage"]["total_tokens"], context);
-        assert_eq!(answer["choices"][0]["finish_reason"], "length");
-    }
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(answer["usage"]["total_tokens"], context);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
     let messages = json!([{"role": "user", "content": "a b ".repeat(context as usize)}]);
     let (status, refused) =
         server.post("/v1/chat/completions", json!({"messages": messages})).await;
@@ -143,7 +142,8 @@ async fn mistakes_in_chats_are_answered_in_words() {
         assert_eq!(error["param"].as_str(), param, "{body}: {answer}");
         assert!(error["message"].as_str().unwrap().contains(part), "{body}: {answer}");
     };
-    refuse(json!({}), None, "messages").await;
+    refuse(json!({}), Some("messages"), "empty").await;
+    refuse(json!({"messages": 1}), None, "sequence").await;
     refuse(json!({"messages": []}), Some("messages"), "empty").await;
     refuse(json!({"messages": user(json!("x"))}), Some("messages"), "be polite").await;
     let image = user(json!([{"type": "image_url", "image_url": {"url": "a"}}]));
@@ -169,4 +169,52 @@ async fn a_model_without_a_template_says_so() {
     let (status, refused) = server.post("/v1/chat/completions", body).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert_eq!(refused["error"]["code"], "no_chat_template");
+}
+
+/// Teaches calls by its mark, offers tools by their names, and shows earlier calls.
+const TOOLS: &str = "{{ bos_token }}{% if tools %}// <tool_call> {% for t in tools %}{{ t.function.name }} \
+    {% endfor %}{% endif %}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}\
+    {{ c.function.arguments.a }}{% endfor %}{% endfor %}";
+
+#[tokio::test]
+async fn templates_show_tools_unless_none_may_be_called() {
+    let server = server(TOOLS);
+    let tools = json!([{"type": "function", "function": {"name": "add", "parameters": {}}}]);
+    let earlier = json!({"role": "assistant", "content": null, "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{\"a\": 7}"}}]});
+    let messages = json!([{"role": "user", "content": "x"}, earlier]);
+    let mut body = json!({"messages": messages, "tools": tools});
+    let (_, text) = server.post("/apply-template", body.clone()).await;
+    assert_eq!(text["prompt"], "<|endoftext|>// <tool_call> add x7");
+    body["max_tokens"] = json!(4);
+    body["temperature"] = json!(0);
+    let (status, with) = server.post("/v1/chat/completions", body.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{with}");
+    // The demo writes code, not calls: everything is content.
+    assert_eq!(with["choices"][0]["message"].get("tool_calls"), None);
+    body["tool_choice"] = json!("none");
+    let (_, without) = server.post("/v1/chat/completions", body.clone()).await;
+    let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(tokens(&without) < tokens(&with), "{without} {with}");
+    for (key, value) in [("tool_choice", json!("required")), ("tools", json!([{"type": "x"}]))] {
+        let mut wrong = body.clone();
+        wrong["tool_choice"] = json!("auto");
+        wrong[key] = value;
+        let (status, refused) = server.post("/v1/chat/completions", wrong).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{refused}");
+        assert!(refused["error"]["param"].as_str().unwrap().starts_with("tool"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn tools_need_a_template_that_knows_them() {
+    let tools = json!([{"type": "function", "function": {"name": "add"}}]);
+    let body = json!({"messages": [{"role": "user", "content": "x"}], "tools": tools});
+    let unknown = server("{{ messages[0].content }}{{ tools }}");
+    let (_, refused) = unknown.post("/v1/chat/completions", body.clone()).await;
+    assert_eq!(refused["error"]["code"], "no_tool_format", "{refused}");
+    let ignorant =
+        server("{{ messages[0].content }}<tool_call>{{ 'x' }}".replace("tool_", "t_").as_str());
+    let (_, refused) = ignorant.post("/apply-template", body).await;
+    assert_eq!(refused["error"]["code"], "no_tools", "{refused}");
 }

@@ -10,6 +10,7 @@ use engine::request::{FinishReason, Request, TokenSource};
 use engine::speculation::SpeculationCounts;
 use engine::stream::TextStream;
 use engine::tokenizer::Tokenizer;
+use kernels::program::TokenId;
 use std::sync::Arc;
 
 /// What has come since the last one.
@@ -47,6 +48,15 @@ pub(crate) struct Finish {
     pub times: Times,
 }
 
+/// How tokens become text.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wording {
+    /// Texts that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// Special tokens that are written out, where others print nothing.
+    pub shown: Vec<TokenId>,
+}
+
 /// A continuation that is being computed; dropping it cancels it.
 #[derive(Debug)]
 pub(crate) struct Generation {
@@ -61,14 +71,16 @@ pub(crate) struct Generation {
 
 impl Generation {
     /// Has `request` computed; its text, if there is a tokenizer, ends before the first of the
-    /// `stop` strings.
+    /// stop strings.
     pub(crate) async fn start(
         handle: &Handle,
         request: Request,
         tokenizer: Option<Arc<Tokenizer>>,
-        stop: Vec<String>,
+        wording: Wording,
     ) -> Result<Self, ApiError> {
-        let text = tokenizer.map(|t| TextStream::new(t, stop).after(&request.prompt)).transpose();
+        let Wording { stop, shown } = wording;
+        let stream = |t| TextStream::new(t, stop).showing(shown).after(&request.prompt);
+        let text = tokenizer.map(stream).transpose();
         let text = text.map_err(|e| ApiError::invalid(e.to_string()))?;
         let updates = handle.submit(request).await?;
         Ok(Self { updates, text, source: TokenSource::Plain, stopped: false, ended: false })

@@ -20,6 +20,7 @@ mod metrics;
 #[cfg(test)]
 mod metrics_tests;
 mod openai;
+mod openapi;
 mod page;
 #[cfg(test)]
 mod report_tests;
@@ -27,11 +28,12 @@ mod routes;
 mod sse;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod worker;
 
 use crate::Io;
 use crate::bench::machine;
-use crate::cli::{HeadName, ServeArgs};
+use crate::cli::{HeadName, ServeArgs, ToolFormat};
 use crate::speculate::Draft;
 use crate::{generate, load, run};
 use access::Access;
@@ -136,6 +138,7 @@ fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
         config,
         stop_tokens: model.stop_tokens().to_vec(),
         tokenizer: Arc::new(tokenizer),
+        tool_format: args.tool_format.or_else(|| ToolFormat::of(template.as_ref()?)),
         template,
         time_limit: (args.request_seconds > 0).then(|| Duration::from_secs(args.request_seconds)),
     };

@@ -8,11 +8,13 @@ use super::super::error::{ApiError, ErrorBody};
 use super::super::extract::Body;
 use super::super::generation::Delta;
 use super::super::sse::{self, Writer};
+use super::calls::Reader;
 use super::choices::Choices;
 use super::completions::StreamOptions;
 use super::conversation::Conversation;
 use super::likelihood::ChatLogprobs;
 use super::params::{Params, Plan};
+use super::tools::{ToolCall, ToolParams, ToolPlan};
 use super::usage::Usage;
 use axum::Json;
 use axum::extract::State;
@@ -32,6 +34,8 @@ pub(crate) struct ChatRequest {
     model: Option<String>,
     #[serde(flatten)]
     conversation: Conversation,
+    #[serde(flatten)]
+    tools: ToolParams,
     /// Most tokens to generate; default: what the context holds beside the conversation.
     max_completion_tokens: Option<u32>,
     /// The older name of `max_completion_tokens`, which wins.
@@ -67,7 +71,7 @@ pub(crate) struct ChatChoice {
     index: usize,
     message: Answer,
     logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`.
+    /// `stop`, `length` or `tool_calls`.
     finish_reason: Option<&'static str>,
 }
 
@@ -76,9 +80,13 @@ pub(crate) struct ChatChoice {
 pub(crate) struct Answer {
     /// `assistant`.
     role: &'static str,
+    /// Null where there are only calls.
     content: Option<String>,
     /// Null: what a model refuses, it says in `content`.
     refusal: Option<String>,
+    /// Tools that the model calls.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 /// A piece of a streamed answer.
@@ -112,13 +120,15 @@ pub(crate) struct AnswerDelta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    /// Calls, each whole.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 /// Answers a conversation.
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
     (status = 200, content((ChatCompletion = "application/json"), (ChatChunk = "text/event-stream"))),
-    (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
-    (status = 429, body = ErrorBody), (status = 503, body = ErrorBody),
+    (status = "default", body = ErrorBody),
 ))]
 pub(crate) async fn chat_completions(
     State(app): State<Arc<App>>,
@@ -127,8 +137,8 @@ pub(crate) async fn chat_completions(
     let served = app.ready()?;
     served.check_name(request.model.as_deref())?;
     let (stream, options) = (request.stream == Some(true), request.stream_options);
-    let job = Job::new(request, &app, served).await?;
-    let choices = Choices::start(&app, &job.served, job.requests(), &job.plan.stop).await;
+    let job = Job::new(request, app, served).await?;
+    let choices = Choices::start(&job.app, &job.served, job.requests(), &job.plan.wording).await;
     let choices = choices.map_err(blame_messages)?;
     if stream {
         let stream = Stream::new(job, options.unwrap_or_default());
@@ -148,21 +158,37 @@ fn blame_messages(error: ApiError) -> ApiError {
 
 /// A request that was understood.
 struct Job {
+    app: Arc<App>,
     id: String,
     created: u64,
     served: Arc<Served>,
     prompt: Vec<TokenId>,
     plan: Plan,
+    tools: ToolPlan,
+}
+
+/// What has come of an answer.
+struct Open {
+    reader: Reader,
+    /// Calls that were given out.
+    calls: usize,
 }
 
 impl Job {
-    async fn new(request: ChatRequest, app: &App, served: Arc<Served>) -> Result<Self, ApiError> {
+    async fn new(
+        mut request: ChatRequest,
+        app: Arc<App>,
+        served: Arc<Served>,
+    ) -> Result<Self, ApiError> {
         request.check_format()?;
-        let mut plan = request.params.plan(app, &served)?;
+        let mut plan = request.params.plan(&app, &served)?;
         plan.max_tokens = request.max_completion_tokens.or(request.max_tokens);
         plan.logprobs = request.likelihoods()?;
-        let prompt = request.conversation.tokens(&served).await?;
-        Ok(Self { id: app.answer_id("chatcmpl"), created: seconds(), served, prompt, plan })
+        let tools = request.tools.plan(&mut request.conversation, &served)?;
+        plan.wording.shown = tools.mark(&served);
+        let prompt = request.conversation.tokens(&served, false).await?;
+        let (id, created) = (app.answer_id("chatcmpl"), seconds());
+        Ok(Self { app, id, created, served, prompt, plan, tools })
     }
 
     fn requests(&self) -> Vec<Request> {
@@ -170,13 +196,31 @@ impl Job {
         (0..self.plan.n).map(request).collect()
     }
 
+    /// Answers of which nothing has come yet.
+    fn open(&self) -> Vec<Open> {
+        (0..self.plan.n).map(|_| Open { reader: self.tools.reader(), calls: 0 }).collect()
+    }
+
     /// What `delta` adds to choice `index`, and whether a client is to hear of it.
-    fn piece(&self, index: usize, delta: &Delta) -> Result<(ChunkChoice, bool), ApiError> {
+    fn piece(
+        &self,
+        index: usize,
+        open: &mut Open,
+        delta: &Delta,
+    ) -> Result<(ChunkChoice, bool), ApiError> {
         let logprobs = ChatLogprobs::of(&delta.tokens, &self.served)?;
-        let content = (!delta.text.is_empty()).then(|| delta.text.clone());
-        let finish_reason = delta.finish.as_ref().map(|finish| FinishReason::as_str(finish.reason));
+        let found = open.reader.read(&delta.text, delta.finish.is_some());
+        let content = (!found.text.is_empty()).then_some(found.text);
+        let calls = (open.calls..).zip(found.calls);
+        let tool_calls: Vec<_> = calls.map(|(i, c)| ToolCall::new(c, i, &self.app)).collect();
+        open.calls += tool_calls.len();
+        let finish_reason = delta.finish.as_ref().map(|finish| match finish.reason {
+            FinishReason::Stop if open.calls > 0 => "tool_calls",
+            reason => reason.as_str(),
+        });
         let says = content.is_some() || finish_reason.is_some() || logprobs.is_some();
-        let delta = AnswerDelta { role: None, content };
+        let says = says || !tool_calls.is_empty();
+        let delta = AnswerDelta { role: None, content, tool_calls };
         Ok((ChunkChoice { index, delta, logprobs, finish_reason }, says))
     }
 
@@ -218,7 +262,7 @@ impl ChatRequest {
 
 impl Default for Answer {
     fn default() -> Self {
-        Self { role: "assistant", content: Some(String::new()), refusal: None }
+        Self { role: "assistant", content: None, refusal: None, tool_calls: vec![] }
     }
 }
 
@@ -226,10 +270,10 @@ impl Default for Answer {
 async fn whole(job: &Job, mut choices: Choices) -> Result<ChatCompletion, ApiError> {
     let empty = |index| ChatChoice { index, ..ChatChoice::default() };
     let mut all: Vec<ChatChoice> = (0..job.plan.n as usize).map(empty).collect();
-    let mut completion_tokens = 0;
+    let (mut open, mut completion_tokens) = (job.open(), 0);
     while let Some((i, delta)) = choices.next().await? {
         completion_tokens += delta.tokens.len();
-        let (piece, _) = job.piece(i, &delta)?;
+        let (piece, _) = job.piece(i, &mut open[i], &delta)?;
         all[i].append(piece);
     }
     Ok(ChatCompletion {
@@ -244,13 +288,17 @@ async fn whole(job: &Job, mut choices: Choices) -> Result<ChatCompletion, ApiErr
 
 impl ChatChoice {
     fn append(&mut self, piece: ChunkChoice) {
-        self.message
-            .content
-            .get_or_insert_default()
-            .push_str(&piece.delta.content.unwrap_or_default());
-        self.finish_reason = self.finish_reason.or(piece.finish_reason);
+        let AnswerDelta { content, tool_calls, .. } = piece.delta;
+        if let Some(more) = content {
+            self.message.content.get_or_insert_default().push_str(&more);
+        }
+        self.message.tool_calls.extend(tool_calls.into_iter().map(ToolCall::whole));
         if let Some(more) = piece.logprobs {
             self.logprobs.get_or_insert_default().content.extend(more.content);
+        }
+        self.finish_reason = self.finish_reason.or(piece.finish_reason);
+        if self.finish_reason.is_some() && self.message.tool_calls.is_empty() {
+            self.message.content.get_or_insert_default();
         }
     }
 }
@@ -258,19 +306,23 @@ impl ChatChoice {
 /// The answer piece by piece.
 struct Stream {
     job: Job,
+    open: Vec<Open>,
     options: StreamOptions,
     completion_tokens: usize,
 }
 
 impl Stream {
     fn new(job: Job, options: StreamOptions) -> Self {
-        Self { job, options, completion_tokens: 0 }
+        Self { open: job.open(), job, options, completion_tokens: 0 }
     }
 
     /// The pieces that say who speaks.
     fn first(&self) -> Vec<Value> {
-        let delta = || AnswerDelta { role: Some("assistant"), content: Some(String::new()) };
-        let choice = |index| ChunkChoice { index, delta: delta(), ..ChunkChoice::default() };
+        let choice = |index| {
+            let (role, content) = (Some("assistant"), Some(String::new()));
+            let delta = AnswerDelta { role, content, tool_calls: vec![] };
+            ChunkChoice { index, delta, ..ChunkChoice::default() }
+        };
         (0..self.job.plan.n as usize).map(|i| self.chunk(choice(i))).collect()
     }
 
@@ -287,7 +339,7 @@ impl Stream {
 impl Writer for Stream {
     fn delta(&mut self, index: usize, delta: Delta) -> Result<Vec<Value>, ApiError> {
         self.completion_tokens += delta.tokens.len();
-        let (piece, says) = self.job.piece(index, &delta)?;
+        let (piece, says) = self.job.piece(index, &mut self.open[index], &delta)?;
         Ok(if says { vec![self.chunk(piece)] } else { vec![] })
     }
 

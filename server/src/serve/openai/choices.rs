@@ -5,7 +5,7 @@
 
 use super::super::app::{App, Served};
 use super::super::error::ApiError;
-use super::super::generation::{Delta, Generation};
+use super::super::generation::{Delta, Generation, Wording};
 use engine::request::Request;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::future::Future;
@@ -29,13 +29,14 @@ impl Choices {
         app: &App,
         served: &Served,
         requests: Vec<Request>,
-        stop: &[String],
+        wording: &Wording,
     ) -> Result<Self, ApiError> {
         let deadline = served.time_limit.map(|limit| (Instant::now() + limit, limit));
         let mut started = Vec::with_capacity(requests.len());
         for request in requests {
             let tokenizer = Some(served.tokenizer.clone());
-            started.push(Generation::start(&app.handle, request, tokenizer, stop.to_vec()).await?);
+            started
+                .push(Generation::start(&app.handle, request, tokenizer, wording.clone()).await?);
         }
         let next = started.into_iter().enumerate().map(|(i, g)| step(i, g)).collect();
         Ok(Self { next, deadline })

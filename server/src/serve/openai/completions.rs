@@ -115,9 +115,8 @@ pub(crate) struct Logprobs {
 
 /// Continues prompts.
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses(
-    (status = 200, body = Completion, description = "or a stream of them as server-sent events"),
-    (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
-    (status = 429, body = ErrorBody), (status = 503, body = ErrorBody),
+    (status = 200, content((Completion = "application/json"), (Completion = "text/event-stream"))),
+    (status = "default", body = ErrorBody),
 ))]
 pub(crate) async fn completions(
     State(app): State<Arc<App>>,
@@ -129,7 +128,7 @@ pub(crate) async fn completions(
     let report = Report::new(request.wanted, &headers, &served);
     let job = Job::new(&request, &app, served)?;
     let requests = job.requests();
-    let choices = Choices::start(&app, &job.served, requests, &job.plan.stop).await?;
+    let choices = Choices::start(&app, &job.served, requests, &job.plan.wording).await?;
     if request.stream == Some(true) {
         let stream = Stream::new(job, report, request.stream_options.unwrap_or_default());
         return Ok(sse::response(choices, stream, &[]));

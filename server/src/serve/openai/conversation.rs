@@ -3,8 +3,9 @@
 //! Input: the fields that `/v1/chat/completions`, `/tokenize` and `/apply-template` share. Not here:
 //! what is answered ([`super::chat`]), Jinja itself ([`engine::chat`]).
 
-use super::super::app::{Served, seconds};
+use super::super::app::{Served, aside, seconds};
 use super::super::error::ApiError;
+use super::tools;
 use engine::chat::{ChatInput, ChatTemplate};
 use kernels::program::TokenId;
 use serde::Deserialize;
@@ -16,6 +17,7 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub(crate) struct Conversation {
     /// What was said so far, at least one message.
+    #[serde(default)]
     messages: Vec<Message>,
     /// Whether the text ends with the beginning of an answer; default true.
     add_generation_prompt: Option<bool>,
@@ -23,6 +25,8 @@ pub(crate) struct Conversation {
     continue_final_message: Option<bool>,
     /// Further variables of the template, such as `enable_thinking`.
     chat_template_kwargs: Option<Map<String, Value>>,
+    /// Functions that the model may call.
+    pub(crate) tools: Option<Vec<Value>>,
     /// Refused: only the server's own template is used.
     chat_template: Option<Value>,
 }
@@ -54,19 +58,38 @@ pub(crate) struct Part {
 }
 
 impl Conversation {
-    /// The conversation as tokens, computed beside the threads that speak HTTP.
-    pub(crate) async fn tokens(self, served: &Arc<Served>) -> Result<Vec<TokenId>, ApiError> {
+    /// The conversation as tokens; `special` adds what the model expects around texts, which
+    /// templates usually contain already.
+    pub(crate) async fn tokens(
+        self,
+        served: &Arc<Served>,
+        special: bool,
+    ) -> Result<Vec<TokenId>, ApiError> {
         let served = served.clone();
-        aside(move || served.encode(&self.text(&served)?, false)).await
+        aside(move || served.encode(&self.text(&served)?, special)).await
     }
 
-    /// The conversation as text, computed beside the threads that speak HTTP.
+    /// The conversation as text.
     pub(crate) async fn render(self, served: &Arc<Served>) -> Result<String, ApiError> {
         let served = served.clone();
         aside(move || self.text(&served)).await
     }
 
+    /// Whether nothing was said.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// The tools, if there are any.
+    pub(crate) fn offered(&self) -> Option<&[Value]> {
+        self.tools.as_deref().filter(|tools| !tools.is_empty())
+    }
+
     fn text(&self, served: &Served) -> Result<String, ApiError> {
+        if self.is_empty() {
+            let message = "messages is empty: give at least one";
+            return Err(ApiError::invalid(message).of("messages"));
+        }
         let template = served.template.as_ref().ok_or_else(no_template)?;
         if self.chat_template.as_ref().is_some_and(|t| !t.is_null()) {
             let message = "chat_template is not taken from requests: start the server with it";
@@ -81,11 +104,22 @@ impl Conversation {
         let messages = self.messages(template)?;
         let mut extra = self.chat_template_kwargs.clone().unwrap_or_default();
         extra.entry("now").or_insert(json!(seconds()));
-        let input =
-            ChatInput { messages: &messages, tools: None, add_generation_prompt, extra: &extra };
+        let tools = self.tools(template)?;
+        let tools = tools.as_ref();
+        let input = ChatInput { messages: &messages, tools, add_generation_prompt, extra: &extra };
         let text = template.render(&input);
         let text = text.map_err(|e| ApiError::invalid(e.to_string()).of("messages"))?;
         if continues { until_last_message(text, &messages) } else { Ok(text) }
+    }
+
+    fn tools(&self, template: &ChatTemplate) -> Result<Option<Value>, ApiError> {
+        let Some(tools) = self.offered() else { return Ok(None) };
+        tools::check(tools)?;
+        if !template.source(true).contains("tools") {
+            let message = "this model's chat template does not know tools: send none";
+            return Err(ApiError::invalid(message).of("tools").code("no_tools"));
+        }
+        Ok(Some(json!(tools)))
     }
 
     /// The messages as a template reads them.
@@ -102,6 +136,7 @@ impl Conversation {
                 fields.insert("content".into(), json!(content.text(index)?));
             }
             fields.extend(message.more.iter().map(|(key, value)| (key.clone(), value.clone())));
+            tools::open_arguments(&mut fields);
             Ok(Value::Object(fields))
         };
         self.messages.iter().enumerate().map(value).collect()
@@ -124,14 +159,6 @@ impl Content {
         let param = format!("messages[{index}].content");
         texts.map(|texts| texts.join("\n")).map_err(|e| ApiError::invalid(e).of(param))
     }
-}
-
-/// Runs what may take long where it keeps nobody waiting.
-async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let failed = |_| ApiError::failed("the template engine failed");
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 
 fn no_template() -> ApiError {

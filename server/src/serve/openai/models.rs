@@ -33,7 +33,7 @@ pub(crate) struct ModelCard {
 
 /// Lists the model.
 #[utoipa::path(get, path = "/v1/models", responses(
-    (status = 200, body = ModelList), (status = 503, body = ErrorBody),
+    (status = 200, body = ModelList), (status = "default", body = ErrorBody),
 ))]
 pub(crate) async fn models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
     let served = app.ready()?;

@@ -2,6 +2,7 @@
 
 use super::super::app::{App, Served};
 use super::super::error::ApiError;
+use super::super::generation::Wording;
 use engine::logprobs::LogprobsWanted;
 use engine::request::Request;
 use engine::sampler::SamplingParams;
@@ -66,7 +67,7 @@ pub(crate) struct Plan {
     pub max_tokens: Option<u32>,
     pub sampling: SamplingParams,
     pub stop_tokens: Vec<TokenId>,
-    pub stop: Vec<String>,
+    pub wording: Wording,
     pub logprobs: Option<LogprobsWanted>,
     pub priority: i32,
     pub n: u32,
@@ -88,7 +89,7 @@ impl Params {
             max_tokens: None,
             sampling: self.sampling(app, &stop_tokens)?,
             stop_tokens,
-            stop: self.stops()?,
+            wording: Wording { stop: self.stops()?, shown: vec![] },
             logprobs: None,
             priority: self.priority.unwrap_or(0),
             n,
