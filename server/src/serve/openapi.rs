@@ -4,7 +4,7 @@
 //! stand at the handlers and types themselves.
 
 use super::openai::{chat, completions, embeddings, models};
-use super::{routes, tokens};
+use super::{page, routes, tokens};
 use axum::Json;
 use utoipa::openapi::RefOr;
 use utoipa::{Modify, OpenApi};
@@ -13,6 +13,7 @@ use utoipa::{Modify, OpenApi};
 #[openapi(
     info(title = "Foretoken", description = "The OpenAI API over one local model."),
     paths(
+        page::page,
         routes::health,
         routes::ready,
         routes::metrics,

@@ -20,7 +20,8 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The page.
+/// The page: talks to the model, and shows which tokens were guessed.
+#[utoipa::path(get, path = "/", responses((status = 200, body = String, content_type = "text/html")))]
 pub(crate) async fn page() -> Response {
     let headers = [
         (header::CONTENT_SECURITY_POLICY, POLICY.as_str()),

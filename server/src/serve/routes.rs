@@ -3,8 +3,7 @@
 use super::app::App;
 use super::error::{ApiError, ErrorBody};
 use super::openai::{chat, completions, embeddings, models};
-use super::page;
-use super::{openapi, tokens};
+use super::{openapi, page, tokens};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
