@@ -5,7 +5,8 @@
 //! every request that was accepted gets exactly one `Finished` or `Failed`, its last event.
 //!
 //! A request's tokens do not depend on what else runs: not on other requests, chunk sizes,
-//! preemption or shared blocks, as long as the runner computes each row from its own sequence alone.
+//! preemption or shared blocks, as long as the runner computes each row from its own sequence
+//! alone.
 //!
 //! Here: what a caller sees; the inside of a step is in [`cycle`], its draft
 //! lengths in [`lengths`]. Not here: policy

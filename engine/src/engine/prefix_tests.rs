@@ -171,7 +171,7 @@ fn a_draft_model_catches_up_with_what_nobody_else_holds() {
     let other = request(&[&[3], &prompt(17)[..]].concat(), 30);
     engine.submit(other.clone()).unwrap();
     step(&mut engine);
-    // The first one lacks the draft's part and holds its blocks: who wants a draft computes its own.
+    // The first one lacks the draft's part and holds its blocks: who wants a draft computes them.
     engine.replace_length(Length::Fixed(3));
     engine.sequences[0].draft.locked = 1;
     engine.submit(other.clone()).unwrap();
