@@ -4,6 +4,7 @@
 //! one that `foretoken run` prints for its seed without a draft. Not here: single answers (they are
 //! tested beside the handlers).
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "clippy takes the helpers of a test binary for no test")]
 #![allow(clippy::print_stdout, reason = "tests print what they measured beside what is allowed")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 

@@ -79,7 +79,7 @@ pub struct AccessArgs {
     /// Listen on an address that others can reach though no key is asked for
     #[arg(long)]
     pub allow_public: bool,
-    /// Origin of web pages that may call, such as https://example.org, or `*`; may be repeated
+    /// Origin of web pages that may call, such as `https://example.org`, or `*`; may be repeated
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
     /// Most bytes of a request's body

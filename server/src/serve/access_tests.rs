@@ -159,6 +159,18 @@ async fn what_is_too_large_is_refused_in_words() {
 }
 
 #[tokio::test]
+async fn a_text_longer_than_the_context_is_refused_by_its_tokens_or_its_bytes() {
+    let server = TestServer::start(&["--draft", "off"]);
+    for (bytes, part) in [(30_000, "tokens, but the context"), (3 << 20, "bytes, more than")] {
+        let body = json!({"prompt": "let x = y; ".repeat(bytes / 11)});
+        let (status, answer) = server.post("/v1/completions", body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+        assert_eq!(answer["error"]["code"], "context_length_exceeded");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(part), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_takes_too_long_is_told_so_and_cancelled() {
     let server = TestServer::start(&["--draft", "off", "--request-seconds", "1"]);
     let prompt = "fn main() {";

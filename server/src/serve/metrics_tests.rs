@@ -50,10 +50,10 @@ async fn series(server: &TestServer) -> Series {
 async fn used() -> (TestServer, Vec<Value>) {
     let server = TestServer::start(&["--draft-tokens", "3"]);
     let mut answers = vec![];
-    // So long that the stop string is heard of before the end.
-    for (stop, max_tokens) in [(json!(["\n}"]), 1024), (json!([]), 32)] {
-        let body = json!({"prompt": "fn main() {", "max_tokens": max_tokens, "temperature": 0,
-            "stop": stop, "metrics": true});
+    // The first ends long before its limit, so that the engine hears of its stop string in time.
+    for (stop, tokens) in [(json!([" Commands"]), 2000), (json!([]), 32)] {
+        let body = json!({"prompt": "fn main() {", "max_tokens": tokens, "temperature": 0,
+            "stop": stop, "ignore_eos": true, "metrics": true});
         answers.push(server.post("/v1/completions", body).await.1);
     }
     server.post("/v1/completions", json!({"prompt": []})).await;
@@ -65,14 +65,14 @@ async fn used() -> (TestServer, Vec<Value>) {
 async fn figures_are_those_of_the_requests() {
     let (server, answers) = used().await;
     let found = series(&server).await;
-    let sum = |path: &str| answers.iter().map(|a| a.pointer(path).unwrap().as_f64().unwrap()).sum();
+    let sum = |path: &str| -> f64 {
+        answers.iter().map(|a| a.pointer(path).unwrap().as_f64().unwrap()).sum()
+    };
     let of: fn(&str) -> String = |name| format!("foretoken_{name}");
     let is = |name: &str, value: f64| assert_eq!(found[&of(name)], value, "{name}");
     is("prompt_tokens_total", sum("/usage/prompt_tokens"));
-    let delivered: f64 = sum("/usage/completion_tokens");
     // What was computed behind a stop string, until the engine heard of it, is work too.
-    let most = 1024.0 + 32.0;
-    assert!((delivered..=most).contains(&found["foretoken_generation_tokens_total"]));
+    assert!(found["foretoken_generation_tokens_total"] >= sum("/usage/completion_tokens"));
     is("requests_ended_total{finished_reason=\"length\"}", 1.0);
     is("requests_ended_total{finished_reason=\"stop\"}", 1.0);
     is("requests_ended_total{finished_reason=\"abort\"}", 0.0);
