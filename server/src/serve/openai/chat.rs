@@ -396,3 +396,86 @@ impl Writer for Stream {
         vec![self.job.chunk(vec![], Some(self.progress.usage(&self.job)), figures)]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::chat_tests::server;
+    use super::super::super::generation::Finish;
+    use super::super::super::worker::Times;
+    use super::super::calls::Call;
+    use super::*;
+    use engine::speculation::SpeculationCounts;
+
+    fn delta(text: &str, reason: Option<FinishReason>) -> Delta {
+        let (speculation, times) = (SpeculationCounts::default(), Times::default());
+        let finish =
+            reason.map(|reason| Finish { reason, speculation, accepted_in: vec![], times });
+        Delta { text: text.to_owned(), finish, ..Delta::default() }
+    }
+
+    /// What a stream says of an answer with calls that comes in these pieces.
+    async fn choices(deltas: &[(&str, Option<FinishReason>)]) -> Vec<Value> {
+        let server = server("{{ tools }}<tool_call>");
+        let body = json!({"messages": [{"role": "user", "content": "x"}],
+            "tools": [{"type": "function", "function": {"name": "add"}}]});
+        let request = serde_json::from_value(body).unwrap();
+        let job = Job::new(request, server.app.clone(), server.app.ready().unwrap());
+        let mut stream = Stream::new(job.await.unwrap(), StreamOptions::default());
+        let deltas = deltas.iter().map(|(text, reason)| delta(text, *reason));
+        let objects = deltas.flat_map(|delta| stream.delta(0, delta).unwrap());
+        objects.map(|mut object| object["choices"][0].take()).collect()
+    }
+
+    #[tokio::test]
+    async fn calls_are_streamed_one_by_one() {
+        let call =
+            |a: u32| format!("<tool_call>{{\"name\": \"add\", \"arguments\": {{\"a\": {a}}}");
+        let (one, two) = (format!(".\n{}", call(1)), format!("}}</tool_call>\n{}", call(2)));
+        let end = ("", Some(FinishReason::Stop));
+        let deltas = [("Well", None), (&one, None), (&two, None), ("}</tool_call>", None), end];
+        let found = choices(&deltas).await;
+        assert_eq!(found.len(), 5, "{found:?}");
+        assert_eq!(found[0]["delta"], json!({"content": "Well"}));
+        assert_eq!(found[1]["delta"], json!({"content": "."}));
+        for (i, choice) in found[2..4].iter().enumerate() {
+            let call = &choice["delta"]["tool_calls"][0];
+            assert_eq!(call["index"], i);
+            assert_eq!(call["type"], "function");
+            let arguments = format!("{{\"a\":{}}}", i + 1);
+            assert_eq!(call["function"], json!({"name": "add", "arguments": arguments}));
+            assert_eq!(call["id"].as_str().unwrap().len(), 9);
+            assert_eq!(choice["finish_reason"], Value::Null);
+        }
+        assert_ne!(
+            found[2]["delta"]["tool_calls"][0]["id"],
+            found[3]["delta"]["tool_calls"][0]["id"]
+        );
+        assert_eq!(found[4]["finish_reason"], "tool_calls");
+        assert_eq!(found[4]["delta"], json!({}));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_cut_off_is_text() {
+        let cut = "<tool_call>{\"name\": \"add\", \"argu";
+        let found = choices(&[(cut, None), ("", Some(FinishReason::Length))]).await;
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0]["delta"]["content"], cut);
+        assert_eq!(found[0]["finish_reason"], "length");
+    }
+
+    #[tokio::test]
+    async fn a_whole_answer_with_calls_alone_has_no_content() {
+        let server = server("{{ messages }}");
+        let call = Call { name: "add".into(), arguments: "{}".into() };
+        let tool_calls = vec![ToolCall::new(call, 0, &server.app)];
+        let with = AnswerDelta { tool_calls, ..AnswerDelta::default() };
+        for (delta, content) in [(with, Value::Null), (AnswerDelta::default(), json!(""))] {
+            let mut choice = ChatChoice::default();
+            let finish_reason = Some("stop");
+            choice.append(ChunkChoice { delta, finish_reason, ..ChunkChoice::default() });
+            let message = &json!(choice)["message"];
+            assert_eq!(message["content"], content);
+            assert_eq!(message["tool_calls"][0].get("index"), None);
+        }
+    }
+}
