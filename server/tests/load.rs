@@ -6,7 +6,6 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "clippy takes the helpers of a test binary for no test")]
 #![allow(clippy::print_stdout, reason = "tests print what they measured beside what is allowed")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

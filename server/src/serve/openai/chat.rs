@@ -408,8 +408,9 @@ mod tests {
 
     fn delta(text: &str, reason: Option<FinishReason>) -> Delta {
         let (speculation, times) = (SpeculationCounts::default(), Times::default());
+        let (accepted_in, cached_tokens) = (vec![], 0);
         let finish =
-            reason.map(|reason| Finish { reason, speculation, accepted_in: vec![], times });
+            reason.map(|reason| Finish { reason, speculation, accepted_in, times, cached_tokens });
         Delta { text: text.to_owned(), finish, ..Delta::default() }
     }
 
@@ -420,7 +421,10 @@ mod tests {
             "tools": [{"type": "function", "function": {"name": "add"}}]});
         let request = serde_json::from_value(body).unwrap();
         let job = Job::new(request, server.app.clone(), server.app.ready().unwrap());
-        let mut stream = Stream::new(job.await.unwrap(), StreamOptions::default());
+        let job = job.await.unwrap();
+        let report = Report::new(Wanted::default(), &HeaderMap::new(), &job.served);
+        let progress = Progress::new(&job, report);
+        let mut stream = Stream { job, progress, options: StreamOptions::default() };
         let deltas = deltas.iter().map(|(text, reason)| delta(text, *reason));
         let objects = deltas.flat_map(|delta| stream.delta(0, delta).unwrap());
         objects.map(|mut object| object["choices"][0].take()).collect()
