@@ -16,6 +16,7 @@ mod error;
 pub mod families;
 pub mod files;
 pub mod forward;
+pub mod grammar;
 pub mod kv;
 pub mod logprobs;
 pub mod lower;

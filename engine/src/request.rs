@@ -3,6 +3,7 @@
 //! Token ids only: text is turned into ids by [`crate::tokenizer`] before, and back by
 //! [`crate::stream`] after.
 
+use crate::grammar::Guide;
 use crate::logprobs::{LogprobsWanted, TOP_MAX, TokenLogprob};
 use crate::sampler::SamplingParams;
 use crate::speculation::SpeculationCounts;
@@ -23,6 +24,8 @@ pub struct Request {
     pub stop_tokens: Vec<TokenId>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
+    /// What the generated text must look like; ends with it. At its beginning when submitted.
+    pub guide: Option<Guide>,
     /// Which probabilities are reported.
     pub logprobs: Option<LogprobsWanted>,
     /// Requests of a larger one go first and are preempted last; equals go in order of arrival.
@@ -33,7 +36,8 @@ impl Request {
     /// Continues `prompt` greedily by `max_tokens` tokens and reports nothing but them.
     pub fn new(prompt: Vec<TokenId>, max_tokens: u32) -> Self {
         let (stop_tokens, sampling) = (Vec::new(), SamplingParams::greedy());
-        Self { prompt, max_tokens, stop_tokens, sampling, logprobs: None, priority: 0 }
+        let (guide, logprobs, priority) = (None, None, 0);
+        Self { prompt, max_tokens, stop_tokens, sampling, guide, logprobs, priority }
     }
 
     /// Whether more probabilities are asked for than are ever reported.
@@ -107,7 +111,8 @@ pub enum TokenSource {
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// A stop token (or, decided by the caller, a stop string).
+    /// A stop token, or a grammar in which nothing can follow (or, decided by the caller, a stop
+    /// string).
     Stop,
     /// The token limit or the end of the context.
     Length,

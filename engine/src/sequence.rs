@@ -3,6 +3,7 @@
 //! Plain data with the few rules that must hold however a sequence is scheduled. Not here: when
 //! it runs ([`crate::scheduler`]), how tokens are chosen ([`crate::sampler`]), devices.
 
+use crate::grammar::Guide;
 use crate::logprobs::LogprobsWanted;
 use crate::prefix::Link;
 use crate::request::{FinishReason, Request, RequestId};
@@ -36,6 +37,8 @@ pub struct Sequence {
     pub stop_tokens: Vec<TokenId>,
     /// How its tokens are chosen.
     pub sampling: SamplingParams,
+    /// What its generated text must look like; it has seen all of `tokens` after the prompt.
+    pub guide: Option<Guide>,
     /// Which probabilities are reported.
     pub logprobs: Option<LogprobsWanted>,
     /// Tokens of the prompt, the first one included, whose probability needs no reporting any more.
@@ -70,6 +73,7 @@ impl Sequence {
             len_max: prompt_len.saturating_add(request.max_tokens as usize).min(context_len),
             stop_tokens: request.stop_tokens,
             sampling: request.sampling,
+            guide: request.guide,
             logprobs: request.logprobs,
             scored: 1,
             priority: request.priority,
@@ -101,10 +105,46 @@ impl Sequence {
         History { prompt, generated }
     }
 
-    /// Appends a token that awaits verification.
-    pub fn propose(&mut self, token: TokenId) {
+    /// Appends a token that awaits verification; whether another may follow it.
+    pub fn propose(&mut self, token: TokenId) -> bool {
         self.tokens.push(token);
         self.draft.proposed += 1;
+        !(self.follow(token) || self.stop_tokens.contains(&token))
+    }
+
+    /// Appends those of `tokens` that may follow, as tokens that await verification.
+    pub fn propose_all(&mut self, tokens: &[TokenId]) {
+        let allowed = self.guide.as_mut().map_or(tokens.len(), |guide| guide.accepts(tokens));
+        for &token in &tokens[..allowed] {
+            // Nothing stands after a token that ends the sequence.
+            if !self.propose(token) {
+                break;
+            }
+        }
+    }
+
+    /// Shows its guide a token; whether the grammar ends with it.
+    fn follow(&mut self, token: TokenId) -> bool {
+        let Some(guide) = &mut self.guide else { return false };
+        guide.push(token);
+        guide.is_over()
+    }
+
+    /// The row of logits `[v]` its next token is chosen from: without what its guide forbids, which
+    /// then is written to `row_v`.
+    ///
+    /// # Errors
+    /// Why its guide allows no token.
+    pub fn allowed<'a>(
+        &mut self,
+        logits_v: &'a [f32],
+        row_v: &'a mut Vec<f32>,
+    ) -> Result<&'a [f32], String> {
+        let Some(guide) = &mut self.guide else { return Ok(logits_v) };
+        row_v.clear();
+        row_v.extend_from_slice(logits_v);
+        guide.mask(row_v)?;
+        Ok(row_v)
     }
 
     /// Moves the proposed tokens from its end into `proposed` and counts them.
@@ -112,6 +152,9 @@ impl Sequence {
         proposed.clear();
         let count = std::mem::take(&mut self.draft.proposed);
         proposed.extend(self.tokens.drain(self.tokens.len() - count..));
+        if let Some(guide) = &mut self.guide {
+            guide.pop(count);
+        }
         self.draft.counts.cycles += u64::from(count > 0);
         self.draft.counts.drafted_tokens += count as u64;
     }
@@ -138,7 +181,7 @@ impl Sequence {
     /// Appends a chosen token; says why the sequence ends if it does.
     pub fn push(&mut self, token: TokenId) -> Option<FinishReason> {
         self.tokens.push(token);
-        if self.stop_tokens.contains(&token) {
+        if self.follow(token) || self.stop_tokens.contains(&token) {
             return Some(FinishReason::Stop);
         }
         (self.tokens.len() >= self.len_max).then_some(FinishReason::Length)

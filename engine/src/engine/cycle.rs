@@ -111,7 +111,10 @@ impl Engine {
         let wanted = sequence.logprobs;
         for (i, logits_v) in rows.take(1 + self.proposed.len()).enumerate() {
             let guess = Guess { proposed: self.proposed.get(i).copied(), row: i, rule };
-            match guess.resolve(&mut self.sampler, logits_v, sequence) {
+            let chosen = sequence.allowed(logits_v, &mut self.allowed_v).and_then(|allowed_v| {
+                guess.resolve(&mut self.sampler, allowed_v, sequence).map_err(|e| e.to_string())
+            });
+            match chosen {
                 Ok((token, source)) => {
                     let logprob = wanted.map(|w| token_logprob(logits_v, token, w.top));
                     events.push(Event::Token { id, token, source, logprob });

@@ -166,6 +166,8 @@ pub struct Engine {
     batch: Batch,
     output: StepOutput,
     sampler: Sampler,
+    /// A row of logits without what a grammar forbids.
+    allowed_v: Vec<f32>,
     speculation: Option<Speculation>,
     /// Tokens proposed for the sequence that is being verified.
     proposed: Vec<TokenId>,
@@ -198,6 +200,7 @@ impl Engine {
             batch: Batch::new(&config.step_limits()),
             output: StepOutput::default(),
             sampler: Sampler::default(),
+            allowed_v: Vec::new(),
             speculation: None,
             proposed: Vec::new(),
             early: Vec::new(),

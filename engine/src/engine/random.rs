@@ -3,12 +3,15 @@
 use super::scripted::ScriptedRunner;
 use super::tests::steady_len;
 use super::*;
+use crate::grammar::{GrammarSource, Grammars, Guide};
 use crate::logprobs::LogprobsWanted;
 use crate::sampler::SamplingParams;
 use crate::speculation::vocab::VocabMap;
 use crate::speculation::{
     Costs, Curve, DraftCosts, DraftModel, Drafter, Length, LookupRule, Policy, Rule,
 };
+use std::cell::RefCell;
+use std::collections::HashMap;
 use testkit::Rng;
 
 /// A drafter that is right some of the time, perhaps never or always.
@@ -71,9 +74,33 @@ pub(super) fn random_request(rng: &mut Rng, config: &EngineConfig) -> Request {
         stop_tokens,
         max_tokens: 1 + rng.below(40) as u32,
         sampling: SamplingParams { min_tokens, end_tokens, ..random_sampling(rng) },
+        guide: random_guide(rng, config.vocab),
         logprobs: random_logprobs(rng),
         priority: rng.below(3) as i32 - 1,
     }
+}
+
+thread_local! {
+    /// Grammars by vocabulary: they take long to make.
+    static GRAMMARS: RefCell<HashMap<usize, Grammars>> = RefCell::default();
+}
+
+/// A guide for one in four, over tokens that are the bytes from `!` on, the last but one two of
+/// them, the last one an end token. Some grammars need what a small vocabulary lacks.
+fn random_guide(rng: &mut Rng, vocab: usize) -> Option<Guide> {
+    const REGEXES: [&str; 6] =
+        ["[!-/]*", "(!\"|#+|[$]){1,9}", "[!-\"]{3}[!-&]{5,8}", "(!|\"|#!)*", "!{2}[#-I]+", "\"+"];
+    if rng.below(4) > 0 {
+        return None;
+    }
+    let mut words: Vec<Vec<u8>> = (b'!'..).take(vocab).map(|byte| vec![byte]).collect();
+    (words[vocab - 2], words[vocab - 1]) = (b"!\"".to_vec(), b"\xff</s>".to_vec());
+    let end = TokenId(vocab as u32 - 1);
+    let source = GrammarSource::Regex(REGEXES[rng.below(REGEXES.len())].into());
+    GRAMMARS.with_borrow_mut(|grammars| {
+        let made = || Grammars::from_words(&words, &[end]).unwrap();
+        Some(grammars.entry(vocab).or_insert_with(made).guide(&source).unwrap())
+    })
 }
 
 fn random_logprobs(rng: &mut Rng) -> Option<LogprobsWanted> {

@@ -3,6 +3,7 @@
 use super::random::{random_config, random_request, random_speculation};
 use super::scripted::{Faults, Log, ScriptedRunner, StepSize, expected_logits};
 use super::*;
+use crate::grammar::Guide;
 use crate::logprobs::token_logprob;
 use crate::request::TokenSource;
 use crate::sampler::{SamplingParams, sample};
@@ -120,19 +121,28 @@ pub(super) fn oracle(request: &Request, config: &EngineConfig) -> Outcome {
     let (mut tokens, prompt_len) = (request.prompt.clone(), request.prompt.len());
     let row_v =
         |tokens: &[TokenId]| expected_logits(tokens, prompt_len, config.vocab, steady_len(config));
-    let mut logprobs = vec![];
+    let (mut logprobs, mut guide) = (vec![], request.guide.clone());
     let end = loop {
         if tokens.len() > config.blocks * config.block_len {
-            break End::Failed(String::new());
+            break End::Failed("KV blocks".into());
         }
-        let logits_v = row_v(&tokens);
+        let (logits_v, mut allowed_v) = (row_v(&tokens), row_v(&tokens));
+        if guide.as_mut().is_some_and(|guide| guide.mask(&mut allowed_v).is_err()) {
+            break End::Failed("no token can be chosen".into());
+        }
         let (prompt, generated) = tokens.split_at(prompt_len);
         let history = crate::sampler::History { prompt, generated };
-        let token = sample(&logits_v, &history, &request.sampling, tokens.len() as u32).unwrap();
+        let position = tokens.len() as u32;
+        let Ok(token) = sample(&allowed_v, &history, &request.sampling, position) else {
+            assert!(guide.is_some(), "only a grammar can forbid all tokens");
+            break End::Failed("no token can be chosen".into());
+        };
         let wanted = request.logprobs;
         logprobs.extend(wanted.map(|w| token_logprob(&logits_v, token, w.top).logprob));
         tokens.push(token);
-        if request.stop_tokens.contains(&token) {
+        guide.iter_mut().for_each(|guide| guide.push(token));
+        let over = guide.as_ref().is_some_and(Guide::is_over);
+        if over || request.stop_tokens.contains(&token) {
             break End::Finished(FinishReason::Stop);
         }
         let generated = (tokens.len() - prompt_len) as u32;
@@ -157,6 +167,9 @@ struct Coverage {
     cancelled: usize,
     too_large: usize,
     stopped: usize,
+    /// Tokens chosen under a grammar, and texts after which it allowed none.
+    guided: usize,
+    forbidden: usize,
     mixed_steps: usize,
     sources: Sources,
     /// Tokens that new requests found computed.
@@ -312,6 +325,11 @@ impl Run {
         assert_eq!(self.open.len(), self.outcomes.len(), "a request without an end");
         for (id, (request, cancelled)) in &self.open {
             let (found, expected) = (&self.outcomes[id], oracle(request, self.engine.config()));
+            if let Some(guide) = &request.guide {
+                let fits = guide.clone().accepts(&found.tokens);
+                assert_eq!(fits, found.tokens.len(), "{id:?}: {:?}", found.tokens);
+                coverage.guided += fits;
+            }
             if *cancelled {
                 let any = self.other_text && request.sampling.temperature > 0.0;
                 assert!(
@@ -329,9 +347,10 @@ impl Run {
             assert_eq!(found.tokens, expected.tokens, "{id:?}");
             assert_eq!(found.logprobs, expected.logprobs, "{id:?}");
             assert_eq!(found.prompt, expected.prompt, "{id:?}");
-            if let (Some(End::Failed(_)), Some(End::Failed(why))) = (&expected.end, &found.end) {
-                assert!(why.contains("KV blocks"), "{why}");
-                coverage.too_large += 1;
+            if let (Some(End::Failed(part)), Some(End::Failed(why))) = (&expected.end, &found.end) {
+                assert!(why.contains(part), "{id:?} was to fail for {part}, it says {why}");
+                coverage.too_large += usize::from(part == "KV blocks");
+                coverage.forbidden += usize::from(part != "KV blocks");
             } else {
                 assert_eq!(found.end, expected.end, "{id:?}");
             }
@@ -370,7 +389,8 @@ fn any_schedule_gives_each_request_what_it_gets_alone() {
     let Coverage { preemptions, refused, cancelled, too_large, stopped, mixed_steps, .. } =
         coverage;
     let Coverage { sources: Sources { drafted, corrected, bonus }, .. } = coverage;
-    let Coverage { cached, sharing, locked, .. } = coverage;
+    let Coverage { cached, sharing, locked, guided, forbidden, .. } = coverage;
+    assert!(guided > 10_000 && forbidden > 100, "too little was forbidden");
     assert!(cached > 10_000 && sharing > 3000 && locked > 500, "too little was shared");
     assert!(drafted > 10_000 && corrected > 10_000 && bonus > 2_000, "too little was drafted");
     assert!(preemptions > 1000 && refused > 1000 && cancelled > 500, "too little happened");

@@ -29,6 +29,8 @@ pub struct DraftModel {
     sampler: Sampler,
     /// A row of logits in the verifier's ids.
     row_v: Vec<f32>,
+    /// The same without what a grammar forbids.
+    allowed_v: Vec<f32>,
     /// What the next step of the draft computes, and up to which length its sequence may grow.
     parts: Vec<StepPart>,
     ends: Vec<usize>,
@@ -62,6 +64,7 @@ impl DraftModel {
             output: StepOutput::default(),
             sampler: Sampler::default(),
             row_v: Vec::new(),
+            allowed_v: Vec::new(),
             parts: Vec::new(),
             ends: Vec::new(),
         }
@@ -138,7 +141,10 @@ impl DraftModel {
                 self.vocab.row(logits_v, &mut self.row_v);
                 logits_v = &self.row_v;
             }
-            let goes_on = propose(&mut self.sampler, logits_v, sequence, rule);
+            // A grammar that allows the draft nothing leaves the verifier to say so.
+            let allowed = sequence.allowed(logits_v, &mut self.allowed_v);
+            let goes_on =
+                allowed.is_ok_and(|logits_v| propose(&mut self.sampler, logits_v, sequence, rule));
             let len = sequence.tokens.len();
             if goes_on && len < end {
                 self.parts[kept] = StepPart { start: part.end, end: len, ..part };
@@ -167,8 +173,7 @@ fn propose(sampler: &mut Sampler, logits_v: &[f32], sequence: &mut Sequence, rul
         }
     };
     let Ok(token) = choice else { return false };
-    sequence.propose(token);
-    !sequence.stop_tokens.contains(&token)
+    sequence.propose(token)
 }
 
 /// A draw that shares no noise with the verifier's choice, whose law is kept.

@@ -115,14 +115,12 @@ fn look_up(least: LookupRule, parts: &[StepPart], sequences: &mut [Sequence], ru
         if part.end <= len {
             continue;
         }
-        let Sequence { tokens, draft, stop_tokens, .. } = sequence;
+        let Sequence { tokens, draft, .. } = sequence;
         draft.lookup.extend(&tokens[draft.lookup.len()..]);
         draft.lookup.propose(part.end - len, least.least_match, tokens);
-        // Nothing stands after a token that ends the sequence.
-        if let Some(i) = tokens[len..].iter().position(|token| stop_tokens.contains(token)) {
-            tokens.truncate(len + i + 1);
-        }
-        draft.proposed = tokens.len() - len;
+        let found = tokens.split_off(len);
+        sequence.propose_all(&found);
+        let Sequence { tokens, draft, .. } = sequence;
         if rule == Rule::Rejection && sequence.sampling.temperature > 0.0 {
             draft.laws.extend(tokens[len..].iter().map(|&token| Law::point(token)));
         }

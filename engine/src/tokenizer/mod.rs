@@ -6,6 +6,7 @@
 //!
 //! Not here: tokens that come one by one ([`crate::stream`]), chat templates ([`crate::chat`]).
 
+mod bytes;
 mod config;
 mod protobuf;
 mod sentencepiece;

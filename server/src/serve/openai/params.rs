@@ -3,6 +3,7 @@
 use super::super::app::{App, Served};
 use super::super::error::ApiError;
 use super::super::generation::Wording;
+use engine::grammar::Guide;
 use engine::logprobs::LogprobsWanted;
 use engine::request::Request;
 use engine::sampler::SamplingParams;
@@ -68,6 +69,8 @@ pub(crate) struct Plan {
     pub sampling: SamplingParams,
     pub stop_tokens: Vec<TokenId>,
     pub wording: Wording,
+    /// What the answer must look like.
+    pub guide: Option<Guide>,
     pub logprobs: Option<LogprobsWanted>,
     pub priority: i32,
     pub n: u32,
@@ -90,6 +93,7 @@ impl Params {
             sampling: self.sampling(app, &stop_tokens)?,
             stop_tokens,
             wording: Wording { stop: self.stops()?, shown: vec![] },
+            guide: None,
             logprobs: None,
             priority: self.priority.unwrap_or(0),
             n,
@@ -162,6 +166,7 @@ impl Plan {
             max_tokens,
             stop_tokens: self.stop_tokens.clone(),
             sampling: SamplingParams { seed, ..self.sampling.clone() },
+            guide: self.guide.clone(),
             logprobs: self.logprobs,
             priority: self.priority,
         }
