@@ -16,6 +16,7 @@ mod chat_tests;
 mod error;
 mod extract;
 mod generation;
+mod guides;
 mod metrics;
 #[cfg(test)]
 mod metrics_tests;
@@ -147,6 +148,7 @@ fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
         time_limit: (args.request_seconds > 0).then(|| Duration::from_secs(args.request_seconds)),
         text_limit,
         long_texts: Mutex::new(()),
+        guides: Guides::default(),
     };
     Ok((engine, served))
 }
