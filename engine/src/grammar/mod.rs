@@ -8,6 +8,7 @@
 //! tokens; the model chooses among them, as it does without a grammar.
 
 mod guide;
+mod patterns;
 mod schema;
 #[cfg(test)]
 mod tests;

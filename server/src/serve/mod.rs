@@ -28,6 +28,8 @@ mod report_tests;
 mod routes;
 mod sse;
 #[cfg(test)]
+mod structured_tests;
+#[cfg(test)]
 mod tests;
 mod tokens;
 mod worker;
@@ -46,6 +48,7 @@ use engine::engine::{Engine, EngineConfig};
 use engine::kv::{BLOCK_LEN, PrefixCaching};
 use engine::model::Model;
 use engine::tokenizer::Tokenizer;
+use guides::Guides;
 use kernels::program::TokenId;
 use metrics::Metrics;
 use std::net::SocketAddr;
