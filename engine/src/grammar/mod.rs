@@ -209,6 +209,15 @@ fn of_schema(schema: &Value) -> Result<TopLevelGrammar, GrammarError> {
 /// The first line of what the crate says, as the end of a sentence of ours: more lines show its
 /// inside.
 fn said(message: &str) -> String {
-    let line = message.lines().find(|line| !line.trim().is_empty()).unwrap_or("it is wrong");
-    line.trim().trim_end_matches('.').to_owned()
+    // Its remedy is an option that takes what is not valid.
+    if message.starts_with("oneOf constraints") {
+        return "oneOf is not supported where alternatives may overlap: use anyOf".into();
+    }
+    let mut lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut line = lines.next().unwrap_or("it is wrong").to_owned();
+    if let (true, Some(last)) = (line.ends_with(':'), lines.next_back()) {
+        line = format!("{line} {}", last.trim_start_matches("error: "));
+    }
+    let line = line.replace("Unimplemented keys:", "keywords that are not supported:");
+    line.trim_end_matches('.').to_owned()
 }

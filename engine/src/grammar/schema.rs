@@ -35,6 +35,9 @@ const NUMBERS: [&str; 7] =
 /// Integers beyond it are not all numbers of the parser, which has f64.
 const INTEGER_MAX: u64 = 1 << 53;
 
+/// Alternatives that are written out instead of referred to: a schema must not grow without bound.
+const OPENED_MAX: usize = 100;
+
 /// A schema of which the parser takes valid instances alone.
 ///
 /// # Errors
@@ -49,7 +52,7 @@ pub(super) fn sound(schema: &Value) -> Result<Map<String, Value>, String> {
     if ["draft-00", "draft-01", "draft-02", "draft-03"].iter().any(|old| draft.contains(old)) {
         return Err(format!("$schema {draft:?} is not supported: the oldest that is, is draft 4"));
     }
-    let mut walk = Walk::default();
+    let mut walk = Walk { whole: schema.clone(), ..Walk::default() };
     walk.visit(&mut schema, "#".into())?;
     if let Some(reference) = walk.astray() {
         return Err(format!(
@@ -68,6 +71,11 @@ struct Walk {
     /// Where they are, as pointers.
     places: HashSet<String>,
     references: Vec<String>,
+    /// The schema as it came.
+    whole: Value,
+    /// References that were opened on the way to where it is, and how many were so far.
+    open: Vec<String>,
+    opened: usize,
 }
 
 impl Walk {
@@ -75,8 +83,9 @@ impl Walk {
         self.places.insert(place.clone());
         let Value::Object(keys) = schema else { return Ok(()) };
         // To the parser the whole is of one draft, and a reference starts at its root.
-        let is_text = |key: &&str| keys.get(*key).is_some_and(Value::is_string);
-        if let (Some(key), true) = (["$id", "$schema", "id"].iter().find(is_text), place != "#") {
+        let is_text = |key: &str| keys.get(key).is_some_and(Value::is_string);
+        let found = ["$id", "$schema", "id"].into_iter().find(|key| is_text(key));
+        if let Some(key) = found.filter(|_| place != "#") {
             return Err(format!("{key} within a schema is not supported"));
         }
         if let Some(Value::String(reference)) = keys.get("$ref") {
@@ -94,7 +103,9 @@ impl Walk {
                 }
                 Value::Array(several) if SEVERAL.contains(&key) => {
                     for (i, inner) in several.iter_mut().enumerate() {
+                        let opened = key == "oneOf" && self.open(inner);
                         self.visit(inner, format!("{place}/{i}"))?;
+                        self.open.truncate(self.open.len() - usize::from(opened));
                     }
                 }
                 one if ONE.contains(&key) => self.visit(one, place)?,
@@ -102,6 +113,25 @@ impl Walk {
             }
         }
         Ok(())
+    }
+
+    /// Puts what an alternative refers to in its place: the parser does not look behind references
+    /// when it asks whether alternatives may overlap.
+    fn open(&mut self, alternative: &mut Value) -> bool {
+        let Value::Object(keys) = &*alternative else { return false };
+        let (Some(Value::String(reference)), 1) = (keys.get("$ref"), keys.len()) else {
+            return false;
+        };
+        let target = reference.strip_prefix("#/").and_then(|_| self.whole.pointer(&reference[1..]));
+        let Some(target) = target else { return false };
+        // What refers to itself stays a reference there.
+        if self.open.contains(reference) || self.opened == OPENED_MAX {
+            return false;
+        }
+        self.opened += 1;
+        self.open.push(reference.clone());
+        *alternative = target.clone();
+        true
     }
 
     /// Where a reference that leads to none of the places leads, if there is one. The parser
