@@ -3,7 +3,10 @@
 Not for what a model says: this one's weights are random. Input: the checkpoint CHAT of conftest.py.
 """
 
+import typing
+
 import openai
+import pydantic
 import pytest
 from conftest import CHAT, Server, run
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
@@ -94,3 +97,57 @@ def test_langchain_invokes_and_streams(server, client):
     assert isinstance(answer, AIMessage) and answer.content == said
     assert answer.usage_metadata["output_tokens"] == 12
     assert "".join(piece.content for piece in llm.stream(messages)) == said
+
+
+class Item(pydantic.BaseModel):
+    kind: typing.Literal["tea", "coffee"]
+    cups: typing.Annotated[int, pydantic.Field(ge=1, le=12)]
+    sugar: bool
+
+
+def test_an_answer_is_parsed_into_a_class(client):
+    answer = client.chat.completions.parse(
+        model="chat", messages=MESSAGES, response_format=Item, temperature=1, seed=3, max_tokens=300
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(answer.choices[0].message.parsed, Item)
+    with client.chat.completions.stream(
+        model="chat", messages=MESSAGES, response_format=Item, temperature=1, seed=3, max_tokens=300
+    ) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == answer.choices[0].message.parsed
+
+
+def test_one_of_several_texts_is_chosen(client):
+    choices = ["green", "black", "none at all"]
+    for more in [{"guided_choice": choices}, {"structured_outputs": {"choice": choices}}]:
+        answer = chat(client, max_tokens=100, extra_body=more)
+        assert answer.choices[0].message.content in choices
+        assert answer.choices[0].finish_reason == "stop"
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(client, extra_body={"guided_regex": "("})
+    assert caught.value.body["param"] == "guided_regex"
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory):
+    """A server whose template shows tools and their calls."""
+    template = tmp_path_factory.mktemp("template") / "tools.jinja"
+    template.write_text("{% if tools %}{{ tools | tojson }} <tool_call>{% endif %}{{ messages[-1].content }}")
+    server = Server(CHAT, "--served-model-name", "chat", "--chat-template", template)
+    with server.client() as client:
+        yield client
+    server.stop()
+
+
+def test_calls_are_forced(caller):
+    tool = openai.pydantic_function_tool(Item, name="order")
+    named = {"type": "function", "function": {"name": "order"}}
+    messages = [{"role": "user", "content": "Order."}]
+    for choice in ["required", named]:
+        answer = caller.chat.completions.parse(
+            model="chat", messages=messages, tools=[tool], tool_choice=choice, parallel_tool_calls=False,
+            temperature=1, seed=5, max_tokens=300,
+        )
+        assert answer.choices[0].finish_reason == "tool_calls"
+        [call] = answer.choices[0].message.tool_calls
+        assert isinstance(call.function.parsed_arguments, Item)

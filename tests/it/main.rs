@@ -14,6 +14,7 @@ mod kl;
 mod models;
 mod rank;
 mod run;
+mod schemas;
 mod speculate;
 mod sweep;
 mod tidy;

@@ -8,6 +8,8 @@
 //! tokens; the model chooses among them, as it does without a grammar.
 
 mod guide;
+mod patterns;
+mod schema;
 #[cfg(test)]
 mod tests;
 
@@ -19,11 +21,16 @@ use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// White space between the parts of JSON: a new line and deep indentation, but no page of blanks,
 /// in which a small model can get lost.
 const JSON_SPACE: &str = r"[ \t\r\n]{1,40}";
+
+/// What may follow a backslash: not `u`, by which a key could be spelled in another way and escape
+/// what the schema says of it.
+const JSON_ESCAPES: &str = "nrbtf\\\"";
 
 /// States a lexer may have, at about 1 to 2 KB each; the schemas of the JSON Schema test suite
 /// need a few hundred.
@@ -44,6 +51,13 @@ pub enum GrammarSource {
     Choice(Vec<String>),
     /// A context-free grammar in the Lark form of the `llguidance` crate, from its rule `start`.
     Lark(String),
+    /// The same, in whose rules `@s0`, `@s1`, ... stand for values that are valid by these schemas.
+    Mixed {
+        /// The grammar around the values.
+        lark: String,
+        /// As in [`Self::JsonSchema`].
+        schemas: Vec<Value>,
+    },
 }
 
 /// Why there is no guide.
@@ -106,7 +120,7 @@ impl Grammars {
             ends.push(llguidance::toktrie::INVALID_TOKEN);
         }
         // The crate checks by assertion.
-        let trie = std::panic::catch_unwind(|| {
+        let trie = catch_unwind(|| {
             let trie = TokTrie::from(&TokRxInfo::new(size, ends[0]), words);
             if ends.len() > 1 { trie.with_eos_tokens(&ends) } else { trie }
         });
@@ -126,7 +140,13 @@ impl Grammars {
     /// [`GrammarError::Source`] says what is wrong with the grammar, which keyword of a schema is
     /// not supported, or which limit it exceeds.
     pub fn guide(&self, source: &GrammarSource) -> Result<Guide, GrammarError> {
-        let matcher = Matcher::new(self.factory.create_parser(top_level(source)?));
+        let top_level = top_level(source)?;
+        // The crate is careful, but some of its messages cut text within a character.
+        let made = catch_unwind(AssertUnwindSafe(|| self.factory.create_parser(top_level)));
+        let Ok(parser) = made else {
+            return Err(GrammarError::Source { reason: "it cannot be read".into() });
+        };
+        let matcher = Matcher::new(parser);
         match matcher.get_error() {
             None => Ok(Guide::new(matcher)),
             Some(reason) => Err(GrammarError::Source { reason: said(&reason) }),
@@ -147,10 +167,8 @@ fn limits() -> ParserLimits {
 fn top_level(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
     let refuse = |reason: &str| Err(GrammarError::Source { reason: reason.into() });
     Ok(match source {
-        GrammarSource::JsonObject => of_schema(json!({"type": "object"})),
-        GrammarSource::JsonSchema(Value::Bool(true)) => of_schema(json!({})),
-        GrammarSource::JsonSchema(schema @ Value::Object(_)) => of_schema(schema.clone()),
-        GrammarSource::JsonSchema(_) => return refuse("the schema is no object, and not true"),
+        GrammarSource::JsonObject => of_schema(&json!({"type": "object"}))?,
+        GrammarSource::JsonSchema(schema) => of_schema(schema)?,
         GrammarSource::Regex(regex) => TopLevelGrammar::from_regex(unanchored(regex)),
         GrammarSource::Choice(choices) if choices.iter().all(String::is_empty) => {
             return refuse("there is nothing to choose from: give at least one text");
@@ -160,6 +178,15 @@ fn top_level(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
             TopLevelGrammar::from_lark(format!("start: {}", choices.join(" | ")))
         }
         GrammarSource::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
+        GrammarSource::Mixed { lark, schemas } => {
+            let mut mixed = TopLevelGrammar::from_lark(lark.clone());
+            for (i, schema) in schemas.iter().enumerate() {
+                let mut parts = of_schema(schema)?.grammars;
+                parts.iter_mut().for_each(|part| part.name = Some(format!("s{i}")));
+                mixed.grammars.extend(parts);
+            }
+            mixed
+        }
     })
 }
 
@@ -171,18 +198,26 @@ fn unanchored(regex: &str) -> &str {
     if slashes.is_multiple_of(2) { open } else { regex }
 }
 
-fn of_schema(mut schema: Value) -> TopLevelGrammar {
-    if let Value::Object(keys) = &mut schema {
-        let options = || json!({"whitespace_pattern": JSON_SPACE});
-        keys.entry("x-guidance").or_insert_with(options);
-    }
-    let grammar = GrammarWithLexer::from_json_schema(schema);
-    TopLevelGrammar::from_grammar(grammar)
+fn of_schema(schema: &Value) -> Result<TopLevelGrammar, GrammarError> {
+    let mut schema = schema::sound(schema).map_err(|reason| GrammarError::Source { reason })?;
+    let options = json!({"whitespace_pattern": JSON_SPACE, "json_allowed_escapes": JSON_ESCAPES});
+    schema.insert("x-guidance".into(), options);
+    let grammar = GrammarWithLexer::from_json_schema(Value::Object(schema));
+    Ok(TopLevelGrammar::from_grammar(grammar))
 }
 
 /// The first line of what the crate says, as the end of a sentence of ours: more lines show its
 /// inside.
 fn said(message: &str) -> String {
-    let line = message.lines().find(|line| !line.trim().is_empty()).unwrap_or("it is wrong");
-    line.trim().trim_end_matches('.').to_owned()
+    // Its remedy is an option that takes what is not valid.
+    if message.starts_with("oneOf constraints") {
+        return "oneOf is not supported where alternatives may overlap: use anyOf".into();
+    }
+    let mut lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut line = lines.next().unwrap_or("it is wrong").to_owned();
+    if let (true, Some(last)) = (line.ends_with(':'), lines.next_back()) {
+        line = format!("{line} {}", last.trim_start_matches("error: "));
+    }
+    let line = line.replace("Unimplemented keys:", "keywords that are not supported:");
+    line.trim_end_matches('.').to_owned()
 }

@@ -148,3 +148,97 @@ fn grammars_without_an_end_token_still_end() {
     tokens("ab").iter().for_each(|&token| guide.push(token));
     assert!(guide.is_over());
 }
+
+#[test]
+fn schemas_are_held_to_the_letter() {
+    // Pairs of a text that is valid and one that is not and that the parser alone would take.
+    let cases = [
+        // Another spelling of a key is the same key.
+        (json!({"properties": {"a": {"type": "integer"}}}), "{\"a\": 1}", "{\"\\u0061\": \"x\"}"),
+        (json!({"format": "date"}), "\"2024-02-28\"", "\"2023-02-29\""),
+        (json!({"format": "time"}), "\"23:59:59Z\"", "\"22:59:60Z\""),
+        (json!({"format": "date-time"}), "\"2024-02-28t00:00:00Z\"", "\"2023-02-29t00:00:00Z\""),
+        (json!({"format": "hostname", "pattern": "o"}), "\"a-o.de\"", "\"xn--o.de\""),
+        (json!({"format": "email"}), "\"a.b@c.de\"", "\"a@xn--X\""),
+        (json!({"type": "string", "pattern": "^\\S.$"}), "\"ab\"", "\"\u{feff}b\""),
+        (json!({"type": "string", "pattern": "^.$"}), "\"a\"", "\"\u{2028}\""),
+        (json!({"type": "string", "pattern": "^[\\s-]$"}), "\"-\"", "\"\u{85}\""),
+        (json!({"type": "string", "pattern": "^[[a]]$"}), "\"[]\"", "\"a\""),
+        (json!({"patternProperties": {"^\\s": false}}), "{\"a\": 1}", "{\"\u{feff}\": 1}"),
+        (json!({"uniqueItems": false, "maxItems": 1}), "[1]", "[1, 1]"),
+        (
+            json!({"$ref": "#/$defs/d", "$defs": {"d": {"items": {"format": "date"}}}}),
+            "[\"2024-02-28\"]",
+            "[\"2023-02-29\"]",
+        ),
+        // Alternatives behind references are seen not to overlap.
+        (
+            json!({"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}], "$defs": {
+                "a": {"type": "object", "properties": {"k": {"const": "a"}}, "required": ["k"]},
+                "b": {"type": "object", "required": ["k"], "properties": {
+                    "k": {"const": "b"}, "next": {"oneOf": [{"$ref": "#/$defs/b"}]}}},
+            }}),
+            "{\"k\": \"b\", \"next\": {\"k\": \"b\"}}",
+            "{\"k\": \"c\"}",
+        ),
+        // A client's word for the parser is not heard.
+        (json!({"type": "array", "x-guidance": {"item_separator": ";"}}), "[1, 2]", "[1; 2]"),
+    ];
+    for (schema, right, wrong) in cases {
+        let source = GrammarSource::JsonSchema(schema.clone());
+        assert!(matches(&source, right), "{schema} refuses {right}");
+        assert!(!matches(&source, wrong), "{schema} takes {wrong}");
+    }
+}
+
+#[test]
+fn schemas_that_would_be_misread_are_refused_by_their_keyword() {
+    let grammars = grammars();
+    let inner = |schema: Value| json!({"properties": {"a": {"anyOf": [schema]}}});
+    let cases = [
+        (json!({"minProperties": 2}), "minProperties"),
+        (json!({"const": 9_007_199_254_740_993_u64}), "const"),
+        (json!({"enum": [[{"a": -9_007_199_254_740_993_i64}]]}), "enum"),
+        (json!({"maximum": u64::MAX}), "maximum"),
+        (json!({"const": "a\0"}), "const"),
+        (inner(json!({"$id": "b"})), "$id"),
+        (inner(json!({"$schema": "b"})), "$schema"),
+        (json!({"$schema": "http://json-schema.org/draft-03/schema#"}), "draft 4"),
+        (json!({"$ref": "#/elsewhere", "elsewhere": {"format": "date"}}), "elsewhere"),
+        (json!({"$ref": "#/$defs/a%20b", "$defs": {"a%20b": {}, "a b": {}}}), "$ref"),
+        (json!({"$ref": "#/$defs/a~1b", "$defs": {"a~1b": {}, "a/b": {}}}), "$ref"),
+        (json!({"pattern": "[]a]"}), "pattern"),
+        (json!({"format": "password"}), "password"),
+        (json!({"pattern": "(a"}), "regex parse error: unclosed group"),
+        (json!({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "overlap"),
+        (json!({"uniqueItems": true}), "uniqueItems"),
+        // Text that the parser's own message would cut within a character.
+        (json!({"minLength": "\u{20ac}".repeat(60)}), ""),
+    ];
+    for (schema, part) in cases {
+        let refused = grammars.guide(&GrammarSource::JsonSchema(schema.clone()));
+        let reason = refused.unwrap_err().to_string();
+        assert!(reason.contains(part) && !reason.contains('\n'), "{schema}: {reason}");
+    }
+    // Where they stand as values, such words mean nothing.
+    let value = json!({"const": {"$ref": "a", "format": "date"}, "default": {"$id": "b"}});
+    assert!(grammars.guide(&GrammarSource::JsonSchema(value)).is_ok());
+}
+
+#[test]
+fn values_by_schemas_stand_within_a_grammar() {
+    let days = json!({"$defs": {"day": {"type": "integer"}}, "items": {"$ref": "#/$defs/day"},
+        "type": "array"});
+    let lark = "start: \"days \" @s0 (\" and \" @s1)? <[260]>".to_owned();
+    let mixed = |schemas| GrammarSource::Mixed { lark: lark.clone(), schemas };
+    let mut guide = grammars().guide(&mixed(vec![days, json!({"const": "x"})])).unwrap();
+    for token in tokens("days [1, 2] and \"x\"") {
+        assert!(next(&mut guide).contains(&token.0));
+        guide.push(token);
+    }
+    assert!(next(&mut guide).contains(&260), "the special token");
+    guide.push(TokenId(260));
+    assert!(guide.is_over());
+    let refused = grammars().guide(&mixed(vec![json!(1), json!(true)])).unwrap_err().to_string();
+    assert!(refused.contains("no object"), "{refused}");
+}

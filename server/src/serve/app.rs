@@ -3,6 +3,7 @@
 //! The address is open before the model is loaded; until then [`App::ready`] refuses.
 
 use super::error::ApiError;
+use super::guides::Guides;
 use super::metrics::Metrics;
 use super::worker;
 use crate::cli::ToolFormat;
@@ -37,6 +38,8 @@ pub(crate) struct Served {
     pub text_limit: usize,
     /// Held while a long text becomes tokens: that takes time and memory, so they go one by one.
     pub long_texts: Mutex<()>,
+    /// For answers that must look like something.
+    pub guides: Guides,
 }
 
 /// Shared by all handlers.

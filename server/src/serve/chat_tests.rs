@@ -17,7 +17,7 @@ pub(super) fn server(template: &str) -> TestServer {
 }
 
 /// The objects of a stream, without its end.
-async fn stream(server: &TestServer, path: &str, body: &Value) -> Vec<Value> {
+pub(super) async fn stream(server: &TestServer, path: &str, body: &Value) -> Vec<Value> {
     let request = Request::post(path).body(Body::from(body.to_string())).unwrap();
     let (status, text) = server.send(request).await;
     assert_eq!(status, StatusCode::OK, "{text}");
@@ -168,8 +168,6 @@ async fn mistakes_in_chats_are_answered_in_words() {
     refuse(with("chat_template", json!("b")), Some("chat_template"), "server").await;
     let continues = Some("continue_final_message");
     refuse(with("continue_final_message", json!(true)), continues, "false").await;
-    let json_format = json!({"type": "json_object"});
-    refuse(with("response_format", json_format), Some("response_format"), "not supported").await;
     refuse(with("max_completion_tokens", json!(0)), Some("max_tokens"), "at least one").await;
 }
 
@@ -207,14 +205,11 @@ async fn templates_show_tools_unless_none_may_be_called() {
     let (_, without) = server.post("/v1/chat/completions", body.clone()).await;
     let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
     assert!(tokens(&without) < tokens(&with), "{without} {with}");
-    for (key, value) in [("tool_choice", json!("required")), ("tools", json!([{"type": "x"}]))] {
-        let mut wrong = body.clone();
-        wrong["tool_choice"] = json!("auto");
-        wrong[key] = value;
-        let (status, refused) = server.post("/v1/chat/completions", wrong).await;
-        assert_eq!(status, StatusCode::BAD_REQUEST, "{refused}");
-        assert!(refused["error"]["param"].as_str().unwrap().starts_with("tool"), "{refused}");
-    }
+    body["tool_choice"] = json!("auto");
+    body["tools"] = json!([{"type": "x"}]);
+    let (status, refused) = server.post("/v1/chat/completions", body).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{refused}");
+    assert_eq!(refused["error"]["param"], "tools[0]", "{refused}");
 }
 
 #[tokio::test]

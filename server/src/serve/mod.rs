@@ -16,6 +16,7 @@ mod chat_tests;
 mod error;
 mod extract;
 mod generation;
+mod guides;
 mod metrics;
 #[cfg(test)]
 mod metrics_tests;
@@ -26,6 +27,8 @@ mod page;
 mod report_tests;
 mod routes;
 mod sse;
+#[cfg(test)]
+mod structured_tests;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -45,6 +48,7 @@ use engine::engine::{Engine, EngineConfig};
 use engine::kv::{BLOCK_LEN, PrefixCaching};
 use engine::model::Model;
 use engine::tokenizer::Tokenizer;
+use guides::Guides;
 use kernels::program::TokenId;
 use metrics::Metrics;
 use std::net::SocketAddr;
@@ -147,6 +151,7 @@ fn load(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<(Engine, Served)> {
         time_limit: (args.request_seconds > 0).then(|| Duration::from_secs(args.request_seconds)),
         text_limit,
         long_texts: Mutex::new(()),
+        guides: Guides::default(),
     };
     Ok((engine, served))
 }

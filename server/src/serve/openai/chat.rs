@@ -12,6 +12,7 @@ use super::calls::Reader;
 use super::choices::Choices;
 use super::completions::StreamOptions;
 use super::conversation::Conversation;
+use super::format::{self, FormatParams};
 use super::likelihood::ChatLogprobs;
 use super::params::{Params, Plan};
 use super::report::{Figures, Provenance, Report, Wanted};
@@ -49,8 +50,8 @@ pub(crate) struct ChatRequest {
     /// Whether to send pieces as they come.
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    /// Refused unless its type is `text`.
-    response_format: Option<Value>,
+    #[serde(flatten)]
+    format: FormatParams,
     #[serde(flatten)]
     wanted: Wanted,
     #[serde(flatten)]
@@ -197,11 +198,19 @@ impl Job {
         app: Arc<App>,
         served: Arc<Served>,
     ) -> Result<Self, ApiError> {
-        request.check_format()?;
         let mut plan = request.params.plan(&app, &served)?;
         plan.max_tokens = request.max_completion_tokens.or(request.max_tokens);
         plan.logprobs = request.likelihoods()?;
-        let tools = request.tools.plan(&mut request.conversation, &served)?;
+        let format = request.format.asked()?;
+        // An answer of a given form is content, whatever it looks like.
+        let calls_nothing = format.is_some();
+        let (mut tools, calls) = request.tools.plan(&mut request.conversation, &served)?;
+        if let Some(asked) = format::only(format.into_iter().chain(calls).collect())? {
+            plan.guide = Some(asked.guide(&served).await?);
+        }
+        if calls_nothing {
+            tools = ToolPlan::default();
+        }
         plan.wording.shown = tools.mark(&served);
         let prompt = request.conversation.tokens(&served, false).await?;
         let (id, created) = (app.answer_id("chatcmpl"), seconds());
@@ -245,16 +254,6 @@ impl Job {
 }
 
 impl ChatRequest {
-    fn check_format(&self) -> Result<(), ApiError> {
-        match &self.response_format {
-            Some(format) if !format.is_null() && format["type"] != "text" => {
-                let message = "response_format is not supported, except of type \"text\"";
-                Err(ApiError::invalid(message).of("response_format"))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn likelihoods(&self) -> Result<Option<LogprobsWanted>, ApiError> {
         let top = self.top_logprobs.unwrap_or(0);
         if top > 0 && self.logprobs != Some(true) {

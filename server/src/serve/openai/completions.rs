@@ -9,6 +9,7 @@ use super::super::extract::Body;
 use super::super::generation::{Delta, Finish};
 use super::super::sse::{self, Writer};
 use super::choices::Choices;
+use super::format::FormatParams;
 use super::params::{Params, Plan};
 use super::report::{Figures, Provenance, Report, Wanted};
 use super::usage::{Usage, finite};
@@ -46,6 +47,8 @@ pub(crate) struct CompletionRequest {
     /// Whether to send pieces as they come.
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    #[serde(flatten)]
+    format: FormatParams,
     #[serde(flatten)]
     wanted: Wanted,
     #[serde(flatten)]
@@ -126,7 +129,11 @@ pub(crate) async fn completions(
     let served = app.ready()?;
     served.check_name(request.model.as_deref())?;
     let report = Report::new(request.wanted, &headers, &served);
-    let job = Job::new(&request, &app, served)?;
+    let format = request.format.clone().asked()?;
+    let mut job = Job::new(&request, &app, served)?;
+    if let Some(asked) = format {
+        job.plan.guide = Some(asked.guide(&job.served).await?);
+    }
     let requests = job.requests();
     let choices = Choices::start(&app, &job.served, requests, &job.plan.wording).await?;
     if request.stream == Some(true) {

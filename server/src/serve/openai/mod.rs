@@ -9,6 +9,8 @@ pub(crate) mod choices;
 pub(crate) mod completions;
 pub(crate) mod conversation;
 pub(crate) mod embeddings;
+pub(crate) mod forced;
+pub(crate) mod format;
 pub(crate) mod likelihood;
 pub(crate) mod models;
 pub(crate) mod params;

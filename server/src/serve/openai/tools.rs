@@ -4,8 +4,10 @@
 
 use super::super::app::{App, Served};
 use super::super::error::ApiError;
+use super::super::guides::Asked;
 use super::calls::{Call, Reader};
 use super::conversation::Conversation;
+use super::forced;
 use crate::cli::ToolFormat;
 use engine::chat::ChatTemplate;
 use serde::{Deserialize, Serialize};
@@ -15,7 +17,7 @@ use utoipa::ToSchema;
 /// Which of the tools may be called; the tools themselves belong to the conversation.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub(crate) struct ToolParams {
-    /// `auto` (default) or `none`; `required` and a function's name are refused.
+    /// `auto` (default), `none`, `required`, or `{"type": "function", "function": {"name": ...}}`.
     tool_choice: Option<Value>,
     /// Whether one answer may hold several calls; default true.
     parallel_tool_calls: Option<bool>,
@@ -42,6 +44,17 @@ pub(crate) struct FunctionCall {
     arguments: String,
 }
 
+/// What `tool_choice` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice<'c> {
+    Auto,
+    None,
+    /// Some call there must be.
+    Any,
+    /// A call of this function there must be.
+    Named(&'c str),
+}
+
 /// How calls are read from the answers of a request.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ToolPlan {
@@ -50,31 +63,77 @@ pub(crate) struct ToolPlan {
 }
 
 impl ToolParams {
-    /// What is to be read; tools that must not be called are taken from the conversation.
+    /// What is to be read; tools that must not be called are taken from the conversation. If some
+    /// must, the answer's grammar comes along.
     pub(crate) fn plan(
         &self,
         conversation: &mut Conversation,
         served: &Served,
-    ) -> Result<ToolPlan, ApiError> {
-        match &self.tool_choice {
-            None | Some(Value::Null) => {}
-            Some(Value::String(choice)) if choice == "auto" => {}
-            Some(Value::String(choice)) if choice == "none" => conversation.tools = None,
-            Some(other) => {
-                let message = format!("tool_choice {other} is not supported: only auto and none");
-                return Err(ApiError::invalid(message).of("tool_choice"));
-            }
+    ) -> Result<(ToolPlan, Option<Asked>), ApiError> {
+        let choice = self.choice()?;
+        if choice == Choice::None {
+            conversation.tools = None;
         }
-        if conversation.offered().is_none() {
-            return Ok(ToolPlan::default());
-        }
+        let Some(tools) = conversation.offered() else {
+            return match choice {
+                Choice::None | Choice::Auto => Ok((ToolPlan::default(), None)),
+                Choice::Any | Choice::Named(_) => {
+                    let message = "tool_choice asks for a call, but there are no tools";
+                    Err(ApiError::invalid(message).of("tool_choice"))
+                }
+            };
+        };
+        check(tools)?;
         let Some(format) = served.tool_format else {
             let message = "this model's chat template tells no form of tool calls: start the \
                            server with --tool-format, or send no tools";
             return Err(ApiError::invalid(message).of("tools").code("no_tool_format"));
         };
-        let most = if self.parallel_tool_calls == Some(false) { 1 } else { usize::MAX };
-        Ok(ToolPlan { format: Some(format), most })
+        // A function that is named is called once.
+        let once = matches!(choice, Choice::Named(_)) || self.parallel_tool_calls == Some(false);
+        let most = if once { 1 } else { usize::MAX };
+        let callable = choice.callable(tools)?;
+        let source = callable.map(|tools| forced::grammar(format, &tools, !once, served));
+        let source = source.transpose()?;
+        let asked = source.map(|source| Asked { source, param: "tools" });
+        Ok((ToolPlan { format: Some(format), most }, asked))
+    }
+
+    fn choice(&self) -> Result<Choice<'_>, ApiError> {
+        let choice = self.tool_choice.as_ref().unwrap_or(&Value::Null);
+        Ok(match (choice, choice.pointer("/function/name")) {
+            (Value::Null, _) => Choice::Auto,
+            (Value::String(word), _) if word == "auto" => Choice::Auto,
+            (Value::String(word), _) if word == "none" => Choice::None,
+            (Value::String(word), _) if word == "required" => Choice::Any,
+            (_, Some(Value::String(name))) => Choice::Named(name),
+            _ => {
+                let message = format!(
+                    "tool_choice is {choice}, expected auto, none, required or a function's name"
+                );
+                return Err(ApiError::invalid(message).of("tool_choice"));
+            }
+        })
+    }
+}
+
+impl Choice<'_> {
+    /// The tools that one must be called of, with their places; none if none must.
+    fn callable<'t>(
+        &self,
+        tools: &'t [Value],
+    ) -> Result<Option<Vec<(usize, &'t Value)>>, ApiError> {
+        let all = tools.iter().enumerate();
+        let callable: Vec<_> = match self {
+            Self::Auto | Self::None => return Ok(None),
+            Self::Any => all.collect(),
+            Self::Named(name) => all.filter(|(_, t)| t["function"]["name"] == **name).collect(),
+        };
+        if let (Self::Named(name), []) = (self, &callable[..]) {
+            let message = format!("tool_choice names {name:?}, which is none of the tools");
+            return Err(ApiError::invalid(message).of("tool_choice"));
+        }
+        Ok(Some(callable))
     }
 }
 
