@@ -154,6 +154,7 @@ impl Scheduler {
         }
         match sequences[i].phase {
             Phase::Ended => false,
+            Phase::Waiting if self.is_under_way(i, sequences, pool) => false,
             Phase::Waiting if admissible(i, sequences, pool, sequences_max) => {
                 sequences[i].phase = Phase::Running;
                 sharing::take(&mut sequences[i], pool);
@@ -162,6 +163,16 @@ impl Scheduler {
             Phase::Waiting => false,
             Phase::Running => self.grow(i, sequences, pool),
         }
+    }
+
+    /// Whether a waiting sequence should let this step compute for another what it needs as well.
+    /// (An overdue one goes before all others, so that nobody's turn is put off for long.)
+    fn is_under_way(&self, i: usize, sequences: &[Sequence], pool: &BlockPool) -> bool {
+        let first = sequences[..i].iter().all(|s| s.phase != Phase::Waiting);
+        let for_it = |p: &StepPart| {
+            sharing::is_under_way(&sequences[i], &sequences[p.sequence], p.end, pool)
+        };
+        first && self.plan.parts.iter().any(for_it)
     }
 
     /// Extends a running sequence's table, taking blocks from the youngest while there are none.
