@@ -31,6 +31,7 @@ struct Beginning {
 /// which need every logit.
 pub fn take(sequence: &mut Sequence, pool: &mut BlockPool) {
     if pool.steady_len().is_none() || sequence.scores_prompt() {
+        sequence.cached.get_or_insert(0);
         return;
     }
     let found = find(sequence, pool);
