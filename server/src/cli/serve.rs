@@ -63,11 +63,11 @@ pub enum ToolFormat {
     Hermes,
     /// `{json}` as the whole answer
     Llama3,
-    /// `[TOOL_CALLS][{json}, ...]`
+    /// `[TOOL_CALLS][{json}, ...]` or `[TOOL_CALLS]name[ARGS]{json}`
     Mistral,
 }
 
-/// Who may call a server.
+/// Who may call a server, and by what.
 #[derive(Debug, Args)]
 pub struct AccessArgs {
     /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated
