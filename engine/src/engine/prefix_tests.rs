@@ -91,7 +91,7 @@ fn equal_requests_that_arrive_together_are_computed_once() {
     assert_eq!(engine.counts().prefix.cached, 16 + 16 + 8);
 }
 
-/// Half of a prompt is not worth a step in which the rest could be computed, and nobody waits for a
+/// Less than half of a prompt is not worth a step in which the rest could be computed, and nobody waits for a
 /// prompt that is computed already.
 #[test]
 fn requests_with_little_in_common_start_together() {

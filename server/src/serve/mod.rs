@@ -16,6 +16,7 @@ mod chat_tests;
 mod error;
 mod extract;
 mod generation;
+mod hosts;
 mod listen;
 mod metrics;
 #[cfg(test)]
