@@ -149,6 +149,7 @@ pub(crate) fn run(engine: Engine, inbox: Inbox, metrics: &Metrics, drain: Durati
         let progress = worker.engine.step(&mut events).unwrap_or(Progress::Idle);
         // Before the clients hear of it: who has heard of the end of a request finds it counted.
         metrics.step(&progress, start.elapsed(), &worker.engine.counts());
+        worker.note_begun(start);
         worker.dispatch(&mut events);
     }
 }
@@ -201,13 +202,14 @@ impl Worker<'_> {
             let updates = Updates { receiver, cancelled: cancelled.clone() };
             let accepted_in = vec![0; self.engine.config().max_drafted + 1];
             let pending = Pending::default();
-            let (first, last, tokens) = (None, arrived, 0);
+            let (begun, first, last, tokens) = (None, None, arrived, 0);
             let client = Client {
                 sender,
                 cancelled,
                 prompt_tokens,
                 tokens,
                 arrived,
+                begun,
                 first,
                 last,
                 accepted_in,
@@ -224,6 +226,18 @@ impl Worker<'_> {
         let left = self.clients.iter().filter(|(_, client)| client.left());
         let left: Vec<RequestId> = left.map(|(id, _)| *id).collect();
         left.into_iter().for_each(|id| self.engine.cancel(id));
+    }
+
+    /// Who had no place, and has one now, got it in the step that began at `start`.
+    fn note_begun(&mut self, start: Instant) {
+        for client in self.clients.values_mut() {
+            client.begun.get_or_insert(start);
+        }
+        for id in self.engine.queued() {
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.begun = None;
+            }
+        }
     }
 
     fn dispatch(&mut self, events: &mut Vec<Event>) {
@@ -278,6 +292,8 @@ struct Client {
     /// Tokens generated for it.
     tokens: usize,
     arrived: Instant,
+    /// When it got a place.
+    begun: Option<Instant>,
     /// When its first token came.
     first: Option<Instant>,
     /// When its last tokens came.
@@ -352,9 +368,18 @@ impl Client {
         };
         let accepted_in = if reason.is_some() { &self.accepted_in[..] } else { &[] };
         let (prompt_tokens, tokens) = (self.prompt_tokens, self.tokens);
-        let lasted = now - self.arrived;
-        let ended = Ended { reason, prompt_tokens, tokens, lasted, speculation, accepted_in };
-        metrics.ended(&ended);
+        let since = |then: Option<Instant>| then.unwrap_or(now).duration_since(self.arrived);
+        let (lasted, waited, first) = (since(None), since(self.begun), since(self.first));
+        metrics.ended(&Ended {
+            reason,
+            prompt_tokens,
+            tokens,
+            lasted,
+            waited,
+            first,
+            speculation,
+            accepted_in,
+        });
     }
 
     /// A step is a cycle if anything was proposed in it.
