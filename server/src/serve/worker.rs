@@ -134,7 +134,8 @@ pub(crate) fn channel() -> (Handle, Inbox) {
 /// # Panics
 /// At the end, if the bookkeeping of KV blocks is broken: the process then says so by its exit code.
 pub(crate) fn run(engine: Engine, inbox: Inbox, metrics: &Metrics, drain: Duration) {
-    let mut worker = Worker { engine, clients: BTreeMap::new(), metrics, stop: None };
+    let (clients, booked) = (BTreeMap::new(), Instant::now());
+    let mut worker = Worker { engine, clients, metrics, booked, stop: None };
     let Inbox(mut inbox) = inbox;
     let mut events = vec![];
     loop {
@@ -150,6 +151,7 @@ pub(crate) fn run(engine: Engine, inbox: Inbox, metrics: &Metrics, drain: Durati
         // Before the clients hear of it: who has heard of the end of a request finds it counted.
         metrics.step(&progress, start.elapsed(), &worker.engine.counts());
         worker.dispatch(&mut events);
+        worker.book_time();
     }
 }
 
@@ -157,6 +159,8 @@ struct Worker<'a> {
     engine: Engine,
     clients: BTreeMap<RequestId, Client>,
     metrics: &'a Metrics,
+    /// Until when its time is booked.
+    booked: Instant,
     /// Since when no more requests are taken.
     stop: Option<Instant>,
 }
@@ -167,7 +171,11 @@ impl Worker<'_> {
         loop {
             let idle = self.engine.counts().open == 0 && self.clients.is_empty();
             let command = match (self.stop, idle) {
-                (None, true) => inbox.blocking_recv(),
+                (None, true) => {
+                    let command = inbox.blocking_recv();
+                    self.booked = Instant::now();
+                    command
+                }
                 _ => match inbox.try_recv() {
                     Ok(command) => Some(command),
                     Err(mpsc::error::TryRecvError::Empty) => return,
@@ -241,6 +249,12 @@ impl Worker<'_> {
         {
             self.metrics.verdict(&verdict);
         }
+    }
+
+    fn book_time(&mut self) {
+        let now = Instant::now();
+        self.metrics.worked(now - self.booked);
+        self.booked = now;
     }
 
     fn book(&mut self, event: Event) {
