@@ -115,7 +115,9 @@ impl Client {
         };
         let answer = tokio::time::timeout(PATIENCE, exchange).await;
         let answer = answer.unwrap_or_else(|_| Err(Failure::broken("no answer")));
-        answer.map_err(|failure| anyhow::anyhow!("{}: {}", self.root, failure.reason))
+        answer.map_err(|failure| {
+            anyhow::anyhow!("no server answers at {}: {}", self.root, failure.reason)
+        })
     }
 
     /// Has `body` completed as a stream.

@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use summary::{Objectives, Outcome, Summary};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
-use trace::{Arrival, Scale};
+use trace::{Arrival, Recording, Scale};
 
 /// Length of a load where nobody says it.
 const SECONDS: f64 = 10.0;
@@ -43,9 +43,10 @@ pub(crate) fn run(args: &LoadArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
         .build()
         .context("cannot start a thread that speaks HTTP")?;
     let client = Client::new(&args.url, args.api_key.as_deref())?;
+    let recording = args.trace.as_deref().map(read).transpose()?;
     let (subject, plan) = runtime.block_on(async {
         let subject = Subject::ask(client, args).await?;
-        let plan = Plan::new(args, subject.context)?;
+        let plan = Plan::new(args, recording.as_ref(), subject.context)?;
         anyhow::Ok((Arc::new(subject), plan))
     })?;
     writeln!(io.err, "foretoken: {}", plan.describe(&subject))?;
@@ -66,6 +67,13 @@ pub(crate) fn run(args: &LoadArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A trace, in words why it cannot be read.
+fn read(path: &Path) -> anyhow::Result<Recording> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+    Recording::parse(&text).with_context(|| shown.to_string())
 }
 
 fn objectives(args: &LoadArgs) -> Objectives {
@@ -175,9 +183,13 @@ enum Plan {
 }
 
 impl Plan {
-    fn new(args: &LoadArgs, context: Option<u32>) -> anyhow::Result<Self> {
-        if let Some(path) = &args.trace {
-            return Self::of_trace(path, args, context);
+    fn new(
+        args: &LoadArgs,
+        recording: Option<&Recording>,
+        context: Option<u32>,
+    ) -> anyhow::Result<Self> {
+        if let Some(recording) = recording {
+            return Self::of_trace(recording, args, context);
         }
         let (prompt_tokens, max_tokens) = (args.prompt_tokens, args.max_tokens);
         let all = prompt_tokens.saturating_add(max_tokens);
@@ -193,16 +205,18 @@ impl Plan {
         Ok(Self::Streams { streams, prompt_tokens, max_tokens, seconds, requests })
     }
 
-    fn of_trace(path: &Path, args: &LoadArgs, context: Option<u32>) -> anyhow::Result<Self> {
-        let shown = path.display();
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+    fn of_trace(
+        recording: &Recording,
+        args: &LoadArgs,
+        context: Option<u32>,
+    ) -> anyhow::Result<Self> {
         let scale = Scale { stretch: args.stretch, shrink: args.shrink, context };
-        let whole = trace::parse(&text, &scale).with_context(|| shown.to_string())?;
+        let whole = recording.scaled(&scale)?;
         let (all, mut arrivals) = (whole.arrivals.len(), whole.arrivals);
         let seconds = args.seconds.unwrap_or(f64::MAX);
         arrivals.retain(|arrival| arrival.at.as_secs_f64() < seconds);
         arrivals.truncate(args.requests.map_or(usize::MAX, |n| n as usize));
-        let mut said = format!("{} of {all} requests of {shown}", arrivals.len());
+        let mut said = format!("{} of the trace's {all} requests", arrivals.len());
         if whole.cut > 0 {
             let context = context.unwrap_or(u32::MAX);
             said += &format!(

@@ -39,26 +39,54 @@ pub(super) struct Trace {
     pub cut_tokens: u64,
 }
 
-/// The requests of `text`, at least one.
-///
-/// # Errors
-/// The line, and what is wrong with it.
-pub(super) fn parse(text: &str, scale: &Scale) -> anyhow::Result<Trace> {
-    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let columns = columns(lines.next().map_or("", |(_, line)| line)).context("line 1")?;
-    let row =
-        |(i, line): (usize, &str)| row(line, columns).with_context(|| format!("line {}", i + 1));
-    let mut rows: Vec<(u128, u64, u64)> = lines.map(row).collect::<anyhow::Result<_>>()?;
-    rows.sort_by_key(|row| row.0);
-    let Some(&(first, ..)) = rows.first() else { bail!("no request in it") };
-    let mut trace = Trace { arrivals: Vec::with_capacity(rows.len()), cut: 0, cut_tokens: 0 };
-    for (time, prompt, generated) in rows {
-        let seconds = (time - first) as f64 / 1e9 * scale.stretch;
-        let at =
-            Duration::try_from_secs_f64(seconds).context("--stretch makes the trace too long")?;
-        trace.add(at, shrunk(prompt, scale), shrunk(generated, scale), scale.context);
+/// A line of a trace.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    /// Since the year 0.
+    nanoseconds: u128,
+    prompt_tokens: u64,
+    generated_tokens: u64,
+}
+
+/// A trace as it was recorded; at least one request, in order of time.
+#[derive(Debug)]
+pub(super) struct Recording(Vec<Row>);
+
+impl Recording {
+    /// The requests of `text`.
+    ///
+    /// # Errors
+    /// The line, and what is wrong with it.
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
+        let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let columns = columns(lines.next().map_or("", |(_, line)| line)).context("line 1")?;
+        let row = |(i, line): (usize, &str)| {
+            row(line, columns).with_context(|| format!("line {}", i + 1))
+        };
+        let mut rows: Vec<Row> = lines.map(row).collect::<anyhow::Result<_>>()?;
+        rows.sort_by_key(|row| row.nanoseconds);
+        if rows.is_empty() {
+            bail!("no request in it");
+        }
+        Ok(Self(rows))
     }
-    Ok(trace)
+
+    /// The requests to send.
+    ///
+    /// # Errors
+    /// Times that are too long for a clock.
+    pub(super) fn scaled(&self, scale: &Scale) -> anyhow::Result<Trace> {
+        let mut trace = Trace { arrivals: Vec::with_capacity(self.0.len()), cut: 0, cut_tokens: 0 };
+        for row in &self.0 {
+            let since = row.nanoseconds - self.0[0].nanoseconds;
+            let at = Duration::try_from_secs_f64(since as f64 / 1e9 * scale.stretch);
+            let at = at.context("--stretch makes the trace too long")?;
+            let [prompt, generated] =
+                [row.prompt_tokens, row.generated_tokens].map(|tokens| shrunk(tokens, scale));
+            trace.add(at, prompt, generated, scale.context);
+        }
+        Ok(trace)
+    }
 }
 
 impl Trace {
@@ -92,8 +120,7 @@ fn columns(header: &str) -> anyhow::Result<[usize; 3]> {
     Ok(found)
 }
 
-/// Nanoseconds, prompt tokens and generated tokens.
-fn row(line: &str, columns: [usize; 3]) -> anyhow::Result<(u128, u64, u64)> {
+fn row(line: &str, columns: [usize; 3]) -> anyhow::Result<Row> {
     let cells: Vec<&str> = line.split(',').map(str::trim).collect();
     let cell = |column: usize| {
         let cell = cells.get(columns[column]);
@@ -104,10 +131,10 @@ fn row(line: &str, columns: [usize; 3]) -> anyhow::Result<(u128, u64, u64)> {
         text.parse().with_context(|| format!("{name} is {text:?}, expected a whole number from 0"))
     };
     let text = cell(0)?;
-    let time = nanoseconds(text).with_context(|| {
+    let nanoseconds = nanoseconds(text).with_context(|| {
         format!("TIMESTAMP is {text:?}, expected a time such as 2023-11-16 18:15:46.6805900")
     })?;
-    Ok((time, count(1)?, count(2)?))
+    Ok(Row { nanoseconds, prompt_tokens: count(1)?, generated_tokens: count(2)? })
 }
 
 /// Nanoseconds of `YYYY-MM-DD HH:MM:SS[.fraction][+00:00]` since the year 0.
@@ -155,6 +182,10 @@ mod tests {
         format!("TIMESTAMP,ContextTokens,GeneratedTokens\n{}\n", rows.join("\n"))
     }
 
+    fn scaled(text: &str, scale: &Scale) -> Trace {
+        Recording::parse(text).unwrap().scaled(scale).unwrap()
+    }
+
     #[test]
     fn times_count_from_the_first_request_across_days_and_months() {
         let rows = text(&[
@@ -162,7 +193,7 @@ mod tests {
             "2024-03-01T00:00:00.2500000Z,20,3",
             "2023-12-31 23:59:59.5+00:00,30,4",
         ]);
-        let trace = parse(&rows, &AS_IT_IS).unwrap();
+        let trace = scaled(&rows, &AS_IT_IS);
         let at: Vec<f64> = trace.arrivals.iter().map(|a| a.at.as_secs_f64()).collect();
         // The last line is the earliest; 60 days lie between the others and it.
         assert_eq!(at, [0.0, 60.0 * 86400.0, 60.0 * 86400.0 + 0.75]);
@@ -174,7 +205,7 @@ mod tests {
     fn what_is_cut_to_the_context_is_counted() {
         let rows = text(&["2023-11-16 18:15:46,800,0", "2023-11-16 18:15:48,4000,400"]);
         let scale = Scale { stretch: 0.5, shrink: 4.0, context: Some(128) };
-        let trace = parse(&rows, &scale).unwrap();
+        let trace = scaled(&rows, &scale);
         let arrival = |ms, prompt_tokens, max_tokens| Arrival {
             at: Duration::from_millis(ms),
             prompt_tokens,
@@ -187,7 +218,7 @@ mod tests {
     #[test]
     fn a_broken_line_is_named_with_its_reason() {
         let refuse = |text: &str, parts: &[&str]| {
-            let error = format!("{:#}", parse(text, &AS_IT_IS).unwrap_err());
+            let error = format!("{:#}", Recording::parse(text).unwrap_err());
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         };
         refuse("", &["line 1", "no column TIMESTAMP"]);
