@@ -128,7 +128,8 @@ impl Scheduler {
     fn sort(&mut self, sequences: &[Sequence]) {
         self.order.clear();
         self.order.extend(0..sequences.len());
-        self.order.sort_by_key(|&i| {
+        // The place in line makes keys unlike, so this order is the only one; it takes no memory.
+        self.order.sort_unstable_by_key(|&i| {
             let s = &sequences[i];
             let class = match s.waited {
                 waited if waited >= WAITED_MAX => 0,
@@ -153,6 +154,7 @@ impl Scheduler {
         }
         match sequences[i].phase {
             Phase::Ended => false,
+            Phase::Waiting if self.is_under_way(i, sequences, pool) => false,
             Phase::Waiting if admissible(i, sequences, pool, sequences_max) => {
                 sequences[i].phase = Phase::Running;
                 sharing::take(&mut sequences[i], pool);
@@ -161,6 +163,16 @@ impl Scheduler {
             Phase::Waiting => false,
             Phase::Running => self.grow(i, sequences, pool),
         }
+    }
+
+    /// Whether a waiting sequence should let this step compute for another what it needs as well.
+    /// (An overdue one goes before all others, so that nobody's turn is put off for long.)
+    fn is_under_way(&self, i: usize, sequences: &[Sequence], pool: &BlockPool) -> bool {
+        let first = sequences[..i].iter().all(|s| s.phase != Phase::Waiting);
+        let for_it = |p: &StepPart| {
+            sharing::is_under_way(&sequences[i], &sequences[p.sequence], p.end, pool)
+        };
+        first && self.plan.parts.iter().any(for_it)
     }
 
     /// Extends a running sequence's table, taking blocks from the youngest while there are none.

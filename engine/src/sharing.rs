@@ -31,6 +31,7 @@ struct Beginning {
 /// which need every logit.
 pub fn take(sequence: &mut Sequence, pool: &mut BlockPool) {
     if pool.steady_len().is_none() || sequence.scores_prompt() {
+        sequence.cached.get_or_insert(0);
         return;
     }
     let found = find(sequence, pool);
@@ -50,6 +51,24 @@ pub fn take(sequence: &mut Sequence, pool: &mut BlockPool) {
 /// How many blocks that others hold a waiting sequence would begin with.
 pub fn held(sequence: &Sequence, pool: &BlockPool) -> usize {
     if sequence.scores_prompt() { 0 } else { find(sequence, pool).held }
+}
+
+/// Whether most of what a waiting sequence would compute now is computed in this step for `other`,
+/// up to its token `end`, and so can be taken in the next.
+pub fn is_under_way(sequence: &Sequence, other: &Sequence, end: usize, pool: &BlockPool) -> bool {
+    if sequence.scores_prompt() {
+        return false;
+    }
+    let block_len = pool.block_len();
+    let full = most(sequence, pool).min(end.min(other.tokens.len()) / block_len);
+    let of = |sequence, k| key(sequence, k, Link::START, pool);
+    let common = (0..full).take_while(|&k| of(sequence, k) == of(other, k)).count();
+    if common * block_len <= other.computed {
+        return false;
+    }
+    let found = find(sequence, pool).blocks.len();
+    let (gained, left) = (common.saturating_sub(found), sequence.tokens.len() - found * block_len);
+    2 * gained * block_len >= left
 }
 
 fn find(sequence: &Sequence, pool: &BlockPool) -> Beginning {

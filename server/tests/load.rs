@@ -48,23 +48,11 @@ impl Server {
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
+        connect(&self.address)
     }
 
-    /// Sends a request. By HTTP/1.0, so that an answer ends where the connection does.
     fn send(&self, path: &str, body: Option<&str>, key: &str) -> TcpStream {
-        let mut stream = self.connect();
-        let method = if body.is_some() { "POST" } else { "GET" };
-        let body = body.unwrap_or_default();
-        let head = format!(
-            "{method} {path} HTTP/1.0\r\nauthorization: Bearer {key}\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(body.as_bytes()).unwrap();
-        stream
+        send(self.connect(), path, body, key)
     }
 
     fn post(&self, body: &Value) -> (u16, String) {
@@ -115,6 +103,25 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Sends a request. By HTTP/1.0, so that an answer ends where the connection does.
+fn send(mut stream: TcpStream, path: &str, body: Option<&str>, key: &str) -> TcpStream {
+    let method = if body.is_some() { "POST" } else { "GET" };
+    let body = body.unwrap_or_default();
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\nauthorization: Bearer {key}\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body.as_bytes()).unwrap();
+    stream
 }
 
 /// Status and body.
@@ -476,5 +483,67 @@ fn a_client_that_dies_frees_its_blocks_at_once() {
     }
     let (status, text) = server.post(&json!({"prompt": "fn", "max_tokens": 3}));
     assert_eq!(status, 200, "{text}");
+    server.stop();
+}
+
+/// Tells the test below, run as a process of its own, which server to read from.
+const VICTIM: &str = "FORETOKEN_LOAD_VICTIM";
+
+/// A client's process, which is killed while it reads; started by the test behind it.
+#[test]
+fn victim() {
+    let Ok(address) = std::env::var(VICTIM) else {
+        println!("nothing to do: {VICTIM} names no server");
+        return;
+    };
+    let body = json!({"prompt": "fn main() {", "max_tokens": 1500, "ignore_eos": true,
+        "stream": true, "n": 8});
+    let mut socket = send(connect(&address), "/v1/completions", Some(&body.to_string()), KEY);
+    socket.read_exact(&mut [0; 1000]).unwrap();
+    eprintln!("reading");
+    while socket.read(&mut [0; 1000]).unwrap() > 0 {}
+    eprintln!("over");
+}
+
+#[test]
+fn a_process_that_is_killed_frees_its_blocks_and_disturbs_nobody() {
+    let server = Server::start(&["--draft", "off"]);
+    let body = json!({"prompt": "use std::", "max_tokens": 1000, "ignore_eos": true, "seed": 1,
+        "stream": true});
+    let ask = || server.send("/v1/completions", Some(&body.to_string()), KEY);
+    let alone = joined(&answer(ask()).1);
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args(["victim", "--exact", "--nocapture"])
+        .env(VICTIM, &server.address)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(victim.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "reading"), "the client met no stream");
+    let survivor = ask();
+    // Its head comes before its place.
+    survivor.peek(&mut [0; 1]).unwrap();
+    let mut before = server.metrics();
+    while before["foretoken_requests_running"] < 9.0 {
+        assert_eq!(before["foretoken_requests_ended_total{finished_reason=\"length\"}"], 1.0);
+        before = server.metrics();
+    }
+    // By SIGKILL: it closes nothing itself.
+    victim.kill().unwrap();
+    let start = Instant::now();
+    let after = loop {
+        let found = server.metrics();
+        if found["foretoken_requests_running"] <= 1.0 {
+            break found;
+        }
+        // Well under what was asked for, also where the machine is busy with other tests.
+        assert!(start.elapsed() < Duration::from_secs(2), "its requests go on: {found:?}");
+    };
+    let steps = after["foretoken_steps_total"] - before["foretoken_steps_total"];
+    println!("{:?} and at most {steps} steps until its blocks were free", start.elapsed());
+    victim.wait().unwrap();
+    assert_eq!(after["foretoken_requests_ended_total{finished_reason=\"abort\"}"], 8.0);
+    assert_eq!(joined(&answer(survivor).1), alone);
+    server.idle_metrics();
     server.stop();
 }

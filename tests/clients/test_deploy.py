@@ -1,11 +1,14 @@
 """The examples under server/deploy parse, agree with themselves, and name flags, paths and figures of this build.
 
-Not for whether a cluster or systemd accepts them.
+Not for whether a cluster accepts them.
 """
 
 import configparser
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -83,3 +86,13 @@ def test_the_unit_names_what_this_build_has(unit):
     assert_known(words[1:])
     assert int(unit["Service"]["TimeoutStopSec"]) > seconds(words, "--drain-seconds")
     assert unit["Service"]["NoNewPrivileges"] == unit["Service"]["DynamicUser"] == "yes"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_systemd_accepts_the_unit(tmp_path):
+    # Its words alone: the program need not be installed here.
+    text = (DEPLOY / "foretoken.service").read_text().replace("=/usr/local/bin/foretoken ", f"={sys.executable} ")
+    copy = tmp_path / "foretoken.service"
+    copy.write_text(text)
+    found = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True)
+    assert (found.returncode, found.stdout + found.stderr) == (0, "")

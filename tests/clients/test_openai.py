@@ -16,6 +16,10 @@ def complete(client, prompt=PROMPT, **wanted):
 def test_the_model_is_listed(client):
     model = client.models.list().data[0]
     assert (model.id, model.object) == ("demo", "model")
+    assert client.models.retrieve("demo") == model
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.models.retrieve("other/one")
+    assert refused.value.code == "model_not_found"
 
 
 def test_a_text_is_the_one_that_run_prints(client):

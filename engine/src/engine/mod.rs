@@ -271,6 +271,11 @@ impl Engine {
         Ok(progress)
     }
 
+    /// Open requests that never had a place so far.
+    pub fn queued(&self) -> impl Iterator<Item = RequestId> {
+        self.sequences.iter().filter(|s| s.cached.is_none()).map(|s| s.id)
+    }
+
     /// Gauges and counters.
     pub fn counts(&self) -> Counts {
         let running = self.sequences.iter().filter(|s| s.phase == Phase::Running).count();

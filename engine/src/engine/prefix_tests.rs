@@ -74,6 +74,40 @@ fn requests_that_run_share_blocks_and_so_find_room() {
 }
 
 #[test]
+fn equal_requests_that_arrive_together_are_computed_once() {
+    let (mut engine, log) = engine_with(config(ALWAYS), Faults::default());
+    let mut other = request(&prompt(18), 7);
+    other.prompt[8..].fill(TokenId(1));
+    let requests = [18, 18, 18].map(|len| request(&prompt(len), 7));
+    let requests = [&requests[..], &[other]].concat();
+    let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+    let outcomes = run_to_the_end(&mut engine);
+    for (id, request) in ids.iter().zip(&requests) {
+        assert_eq!(outcomes[id], oracle(request, engine.config()));
+    }
+    // The others wait for one step. Then of each two tokens are left, or what it does not share.
+    let sizes: Vec<usize> = log.take().iter().map(|s| s.tokens).collect();
+    assert_eq!(sizes[..2], [18, 1 + 2 + 2 + 10]);
+    assert_eq!(engine.counts().prefix.cached, 16 + 16 + 8);
+}
+
+/// Less than half of a prompt is not worth a step in which the rest could be computed, and nobody waits for a
+/// prompt that is computed already.
+#[test]
+fn requests_with_little_in_common_start_together() {
+    let (mut engine, log) = engine_with(config(ALWAYS), Faults::default());
+    let mut other = request(&prompt(18), 7);
+    other.prompt[8..].fill(TokenId(1));
+    engine.submit(request(&prompt(18), 7)).unwrap();
+    engine.submit(other).unwrap();
+    engine.step(&mut vec![]).unwrap();
+    engine.submit(request(&prompt(18), 7)).unwrap();
+    engine.step(&mut vec![]).unwrap();
+    let sizes: Vec<usize> = log.take().iter().map(|s| s.tokens).collect();
+    assert_eq!(sizes, [18 + 18, 1 + 1 + 2]);
+}
+
+#[test]
 fn probabilities_of_a_prompt_need_all_of_it_computed() {
     let (mut engine, log) =
         engine_with(EngineConfig { max_scored: 64, ..config(ALWAYS) }, Faults::default());

@@ -63,11 +63,11 @@ pub enum ToolFormat {
     Hermes,
     /// `{json}` as the whole answer
     Llama3,
-    /// `[TOOL_CALLS][{json}, ...]`
+    /// `[TOOL_CALLS][{json}, ...]` or `[TOOL_CALLS]name[ARGS]{json}`
     Mistral,
 }
 
-/// Who may call a server.
+/// Who may call a server, and by what.
 #[derive(Debug, Args)]
 pub struct AccessArgs {
     /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated
@@ -82,6 +82,16 @@ pub struct AccessArgs {
     /// Origin of web pages that may call, such as `https://example.org`, or `*`; may be repeated
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
+    /// Name by which clients may ask for this server where no key is asked for, beside `localhost`
+    /// and addresses; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub allowed_host: Vec<String>,
+    /// Most open connections; more wait until one is closed
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+    /// Seconds that a connection may take to begin its first request, or its next one
+    #[arg(long, value_name = "S", default_value_t = 75, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub idle_seconds: u64,
     /// Most bytes of a request's body
     #[arg(long, value_name = "N", default_value_t = 4 << 20)]
     pub max_body_bytes: usize,

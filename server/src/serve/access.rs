@@ -5,6 +5,7 @@
 //! answer takes says nothing of them. Not here: encryption (a proxy's work), the engine's own limits.
 
 use super::error::ApiError;
+use super::hosts::Hosts;
 use super::metrics::Metrics;
 use crate::cli::AccessArgs;
 use anyhow::{Context, bail};
@@ -38,11 +39,13 @@ pub(crate) struct Access {
     keys: Vec<Hash>,
     /// Origins whose pages may call; none allows no page but the server's own.
     origins: Option<AllowOrigin>,
+    hosts: Hosts,
     body_bytes: usize,
 }
 
 struct Guard {
     keys: Vec<Hash>,
+    hosts: Hosts,
     metrics: Arc<Metrics>,
 }
 
@@ -50,7 +53,7 @@ impl Access {
     /// What `args` allow.
     ///
     /// # Errors
-    /// A key, a file of keys or an origin that cannot be used, in words without the key.
+    /// A key, a file of keys, an origin or a host that cannot be used, in words without the key.
     pub(crate) fn new(args: &AccessArgs) -> anyhow::Result<Self> {
         let mut keys = args.api_key.clone();
         if let Some(path) = &args.api_key_file {
@@ -60,7 +63,8 @@ impl Access {
             bail!("a key is empty or has spaces or other characters that a header cannot hold");
         }
         let keys = keys.iter().map(|key| hash(key.as_bytes())).collect();
-        Ok(Self { keys, origins: origins(&args.cors_origin)?, body_bytes: args.max_body_bytes })
+        let (origins, hosts) = (origins(&args.cors_origin)?, Hosts::new(args)?);
+        Ok(Self { keys, origins, hosts, body_bytes: args.max_body_bytes })
     }
 
     /// Checks that an address others can reach is not open to all by mistake; a warning where it
@@ -83,7 +87,7 @@ impl Access {
 
     /// `router` behind all checks.
     pub(crate) fn guard(self, router: Router, metrics: Arc<Metrics>) -> Router {
-        let guard = Arc::new(Guard { keys: self.keys, metrics });
+        let guard = Arc::new(Guard { keys: self.keys, hosts: self.hosts, metrics });
         let router = router
             .layer(DefaultBodyLimit::max(self.body_bytes))
             .layer(from_fn_with_state(guard, check));
@@ -150,7 +154,11 @@ impl Guard {
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             return Err(ApiError { status, ..ApiError::invalid(message) });
         }
-        let open = self.keys.is_empty() || OPEN_PATHS.contains(&request.uri().path());
+        let path = request.uri().path();
+        if self.keys.is_empty() && !PROBES.contains(&path) {
+            self.hosts.check(request)?;
+        }
+        let open = self.keys.is_empty() || OPEN_PATHS.contains(&path);
         if open || key(headers).is_some_and(|key| self.knows(key)) {
             return Ok(());
         }

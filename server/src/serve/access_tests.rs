@@ -70,6 +70,9 @@ fn keys_that_cannot_be_sent_are_refused_without_being_shown() {
         (vec!["--api-key-file", "/nowhere/keys"], "cannot read"),
         (vec!["--cors-origin", "example.org"], "https://example.org"),
         (vec!["--cors-origin", "https://example.org/path"], "without a path"),
+        (vec!["--allowed-host", "https://example.org"], "without scheme"),
+        (vec!["--allowed-host", "example.org:80"], "without scheme"),
+        (vec!["--allowed-host", ""], "without scheme"),
     ] {
         let error = Access::new(&args(&words).access).unwrap_err();
         let text = format!("{error:#}");

@@ -31,9 +31,10 @@ const TOKENS: [f64; 13] =
 /// How requests end.
 const ENDINGS: [&str; 4] = ["stop", "length", "abort", "error"];
 /// Why requests are refused, by the status that says so; the last is any other.
-const REFUSALS: [(u16, &str); 7] = [
+const REFUSALS: [(u16, &str); 8] = [
     (400, "invalid"),
     (401, "unauthorized"),
+    (403, "forbidden"),
     (404, "unknown"),
     (413, "too_large"),
     (429, "queue_full"),
@@ -66,6 +67,26 @@ pub(crate) struct Metrics {
     whole: Histogram,
     prompts: Histogram,
     generations: Histogram,
+    work: Work,
+    spans: Spans,
+}
+
+/// What was computed, and what need not be.
+#[derive(Debug)]
+struct Work {
+    step_tokens: Histogram,
+    prefix_queried: IntCounter,
+    prefix_cached: IntCounter,
+}
+
+/// Where the time of requests went.
+#[derive(Debug)]
+struct Spans {
+    waiting: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+    computed: Histogram,
+    a_token: Histogram,
 }
 
 /// What is known when the model is loaded.
@@ -107,6 +128,10 @@ pub(crate) struct Ended<'a> {
     pub prompt_tokens: usize,
     pub tokens: usize,
     pub lasted: Duration,
+    /// From its arrival until it got a place.
+    pub waited: Duration,
+    /// From its arrival to its first token.
+    pub first: Duration,
     pub speculation: SpeculationCounts,
     /// Cycles by how many proposed tokens they accepted.
     pub accepted_in: &'a [u64],
@@ -171,6 +196,8 @@ impl Metrics {
                 "Tokens generated for a request",
                 &TOKENS,
             )?,
+            work: Work::new(&make)?,
+            spans: Spans::new(&make)?,
             registry: make.0,
         })
     }
@@ -189,13 +216,19 @@ impl Metrics {
     pub(crate) fn step(&self, progress: &Progress, took: Duration, counts: &Counts) {
         self.running.set(counts.running as i64);
         self.waiting.set((counts.open - counts.running) as i64);
-        self.preemptions.inc_by(counts.preemptions.saturating_sub(self.preemptions.get()));
+        let total = |counter: &IntCounter, is: u64| {
+            counter.inc_by(is.saturating_sub(counter.get()));
+        };
+        total(&self.preemptions, counts.preemptions);
+        total(&self.work.prefix_queried, counts.prefix.queried);
+        total(&self.work.prefix_cached, counts.prefix.cached);
         if let Some(served) = self.served.get() {
             let used = served.blocks.saturating_sub(counts.blocks_free);
             self.blocks_used.set(used as i64);
             self.kv_usage.set(used as f64 / served.blocks.max(1) as f64);
         }
-        if let Progress::Worked { prefill_tokens, .. } = progress {
+        if let Progress::Worked { prefill_tokens, decode_tokens } = progress {
+            self.work.step_tokens.observe((prefill_tokens + decode_tokens) as f64);
             self.steps.inc();
             self.step_seconds.inc_by(took.as_secs_f64());
             self.prefill.inc_by(*prefill_tokens as u64);
@@ -232,6 +265,7 @@ impl Metrics {
             self.whole.observe(end.lasted.as_secs_f64());
             self.prompts.observe(end.prompt_tokens as f64);
             self.generations.observe(end.tokens as f64);
+            self.spans.book(end);
         }
         let at = self.served.get().map_or(&[][..], |served| &served.accepted_at);
         self.speculation.book(&end.speculation, end.accepted_in, at);
@@ -262,6 +296,56 @@ impl Metrics {
             families = aliases::with_aliases(families, &served.name);
         }
         Ok(TextEncoder::new().encode_to_string(&families)?)
+    }
+}
+
+impl Work {
+    fn new(make: &Make) -> anyhow::Result<Self> {
+        Ok(Self {
+            step_tokens: make.histogram(
+                "step_tokens",
+                "Tokens that a step computed of prompts or generated",
+                &TOKENS,
+            )?,
+            prefix_queried: make.counter(
+                "prefix_queried_tokens_total",
+                "Tokens of new requests that were looked for among those computed before",
+            )?,
+            prefix_cached: make
+                .counter("prefix_cached_tokens_total", "Of these, tokens that were found")?,
+        })
+    }
+}
+
+impl Spans {
+    fn new(make: &Make) -> anyhow::Result<Self> {
+        let span = |name: &str, help: &str| {
+            make.histogram(&format!("request_{name}_seconds"), help, &SECONDS)
+        };
+        Ok(Self {
+            waiting: span("queue", "From a request's arrival until it got a place")?,
+            prefill: span("prefill", "From a request's place to its first token")?,
+            decode: span("decode", "From a request's first token to its last")?,
+            computed: span("inference", "From a request's place to its last token")?,
+            a_token: make.histogram(
+                "request_time_per_token_seconds",
+                "Mean time of a request's tokens after its first",
+                &SHORT_SECONDS,
+            )?,
+        })
+    }
+
+    fn book(&self, end: &Ended<'_>) {
+        let &Ended { waited, first, lasted, tokens, .. } = end;
+        let observe = |span: &Histogram, from: Duration, to: Duration| {
+            span.observe(to.saturating_sub(from).as_secs_f64());
+        };
+        observe(&self.waiting, Duration::ZERO, waited);
+        observe(&self.prefill, waited, first);
+        observe(&self.decode, first, lasted);
+        observe(&self.computed, waited, lasted);
+        let more = tokens.saturating_sub(1).max(1) as f64;
+        self.a_token.observe(lasted.saturating_sub(first).as_secs_f64() / more);
     }
 }
 

@@ -91,6 +91,16 @@ async fn figures_are_those_of_the_requests() {
         is(&format!("{histogram}_bucket{{le=\"+Inf\"}}"), 2.0);
     }
     is("request_prompt_tokens_sum", sum("/usage/prompt_tokens"));
+    is("prefix_cached_tokens_total", sum("/usage/prompt_tokens_details/cached_tokens"));
+    is("prefix_queried_tokens_total", sum("/usage/prompt_tokens"));
+    let seconds = |span: &str| found[&format!("foretoken_request{span}_seconds_sum")];
+    let parts = [seconds("_queue"), seconds("_prefill"), seconds("_decode")];
+    assert!(parts.iter().all(|part| *part > 0.0), "{parts:?}");
+    // Nanoseconds are added as floats.
+    assert!((parts.iter().sum::<f64>() - seconds("")).abs() < 1e-9, "{parts:?}");
+    assert!((parts[1] + parts[2] - seconds("_inference")).abs() < 1e-9, "{parts:?}");
+    is("step_tokens_count", found["foretoken_steps_total"]);
+    assert!(found["foretoken_step_tokens_sum"] >= found["foretoken_generation_tokens_total"]);
     let steps = found["foretoken_steps_total"];
     assert!(found["foretoken_inter_token_seconds_count"] + 2.0 <= steps, "of {steps} steps");
     for idle in ["requests_running", "requests_waiting", "kv_blocks_used", "kv_usage_ratio"] {
@@ -119,6 +129,15 @@ async fn the_names_of_vllm_say_the_same() {
         ("request_seconds_count", "e2e_request_latency_seconds_count"),
         ("request_prompt_tokens_sum", "request_prompt_tokens_sum"),
         ("request_generation_tokens_sum", "request_generation_tokens_sum"),
+        ("prefix_queried_tokens_total", "prefix_cache_queries_total"),
+        ("prefix_cached_tokens_total", "prefix_cache_hits_total"),
+        ("prefix_cached_tokens_total", "prompt_tokens_cached_total"),
+        ("step_tokens_sum", "iteration_tokens_total_sum"),
+        ("request_queue_seconds_sum", "request_queue_time_seconds_sum"),
+        ("request_prefill_seconds_sum", "request_prefill_time_seconds_sum"),
+        ("request_decode_seconds_sum", "request_decode_time_seconds_sum"),
+        ("request_inference_seconds_count", "request_inference_time_seconds_count"),
+        ("request_time_per_token_seconds_sum", "request_time_per_output_token_seconds_sum"),
     ] {
         let own = found[&format!("foretoken_{own}")];
         assert_eq!(found[&format!("vllm:{alias}{labels}")], own, "{alias}");

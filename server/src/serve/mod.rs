@@ -16,6 +16,8 @@ mod chat_tests;
 mod error;
 mod extract;
 mod generation;
+mod hosts;
+mod listen;
 mod metrics;
 #[cfg(test)]
 mod metrics_tests;
@@ -39,13 +41,13 @@ use crate::{generate, load, run};
 use access::Access;
 use anyhow::{Context, bail};
 use app::{App, Served};
-use axum::Router;
 use engine::chat::ChatTemplate;
 use engine::engine::{Engine, EngineConfig};
 use engine::kv::{BLOCK_LEN, PrefixCaching};
 use engine::model::Model;
 use engine::tokenizer::Tokenizer;
 use kernels::program::TokenId;
+use listen::Limits;
 use metrics::Metrics;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -72,13 +74,14 @@ pub(crate) fn run(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     if let Some(warning) = access.check_host(args.host, &args.access)? {
         writeln!(io.err, "foretoken: {warning}")?;
     }
-    let listener = listen(args, &runtime)?;
+    let listener = bind(args, &runtime)?;
     let address = listener.local_addr().context("the socket has no address")?;
     let metrics = Arc::new(Metrics::new()?);
     let (handle, inbox) = worker::channel();
     let app = Arc::new(App::new(handle, metrics.clone()));
     let router = access.guard(routes::router(app.clone()), metrics.clone());
-    let server = runtime.spawn(serve(listener, router, app.clone()));
+    let limits = Limits::new(&args.access);
+    let server = runtime.spawn(listen::serve(listener, router, limits, stop(app.clone())));
     writeln!(io.err, "foretoken: http://{address} is open; loading the model")?;
     let (engine, served) = load(args, io)?;
     let name = served.name.clone();
@@ -97,21 +100,17 @@ fn http_threads() -> usize {
     (kernels::cpu::available_threads() / 4).clamp(1, HTTP_THREADS)
 }
 
-fn listen(args: &ServeArgs, runtime: &Runtime) -> anyhow::Result<TcpListener> {
+fn bind(args: &ServeArgs, runtime: &Runtime) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(args.host, args.port);
     let listener = runtime.block_on(TcpListener::bind(address));
     listener.with_context(|| format!("cannot listen on {address}: choose another --port or --host"))
 }
 
-/// Answers until the process is told to stop and all connections are done.
-async fn serve(listener: TcpListener, router: Router, app: Arc<App>) {
-    let stop = async move {
-        told_to_stop().await;
-        app.stop();
-        app.handle.stop().await;
-    };
-    // axum::serve itself never fails: errors of single connections end those alone.
-    let _ = axum::serve(listener, router).with_graceful_shutdown(stop).await;
+/// Comes when the process is told to stop and no more requests are taken.
+async fn stop(app: Arc<App>) {
+    told_to_stop().await;
+    app.stop();
+    app.handle.stop().await;
 }
 
 /// Waits for ctrl-c or SIGTERM.

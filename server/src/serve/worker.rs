@@ -156,6 +156,7 @@ pub(crate) fn run(engine: Engine, inbox: Inbox, metrics: &Metrics, drain: Durati
         metrics.step(&progress, start.elapsed(), &worker.engine.counts());
         // The next step may take long where prompts are computed.
         let quick = matches!(progress, Progress::Worked { prefill_tokens: 0, .. });
+        worker.note_begun(start);
         worker.dispatch(&mut events, quick);
         worker.book_time();
     }
@@ -217,7 +218,7 @@ impl Worker<'_> {
             let updates = Updates { receiver, cancelled: cancelled.clone() };
             let accepted_in = vec![0; self.engine.config().max_drafted + 1];
             let pending = Pending::default();
-            let (first, last, tokens) = (None, arrived, 0);
+            let (begun, first, last, tokens) = (None, None, arrived, 0);
             let (held, sent) = (vec![], None);
             let client = Client {
                 sender,
@@ -225,6 +226,7 @@ impl Worker<'_> {
                 prompt_tokens,
                 tokens,
                 arrived,
+                begun,
                 first,
                 last,
                 accepted_in,
@@ -243,6 +245,18 @@ impl Worker<'_> {
         let left = self.clients.iter().filter(|(_, client)| client.left());
         let left: Vec<RequestId> = left.map(|(id, _)| *id).collect();
         left.into_iter().for_each(|id| self.engine.cancel(id));
+    }
+
+    /// Who had no place, and has one now, got it in the step that began at `start`.
+    fn note_begun(&mut self, start: Instant) {
+        for client in self.clients.values_mut() {
+            client.begun.get_or_insert(start);
+        }
+        for id in self.engine.queued() {
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.begun = None;
+            }
+        }
     }
 
     /// Books what a step brought and tells the clients. After a `quick` step, the next one is taken
@@ -305,6 +319,8 @@ struct Client {
     /// Tokens generated for it.
     tokens: usize,
     arrived: Instant,
+    /// When it got a place.
+    begun: Option<Instant>,
     /// When its first token came.
     first: Option<Instant>,
     /// When its last tokens came.
@@ -395,9 +411,18 @@ impl Client {
         };
         let accepted_in = if reason.is_some() { &self.accepted_in[..] } else { &[] };
         let (prompt_tokens, tokens) = (self.prompt_tokens, self.tokens);
-        let lasted = now - self.arrived;
-        let ended = Ended { reason, prompt_tokens, tokens, lasted, speculation, accepted_in };
-        metrics.ended(&ended);
+        let since = |then: Option<Instant>| then.unwrap_or(now).duration_since(self.arrived);
+        let (lasted, waited, first) = (since(None), since(self.begun), since(self.first));
+        metrics.ended(&Ended {
+            reason,
+            prompt_tokens,
+            tokens,
+            lasted,
+            waited,
+            first,
+            speculation,
+            accepted_in,
+        });
     }
 
     /// A step is a cycle if anything was proposed in it.

@@ -6,7 +6,7 @@
 use prometheus::proto::{LabelPair, MetricFamily};
 
 /// Foretoken's name and vLLM's.
-const NAMES: [(&str, &str); 16] = [
+const NAMES: [(&str, &str); 25] = [
     ("foretoken_requests_running", "vllm:num_requests_running"),
     ("foretoken_requests_waiting", "vllm:num_requests_waiting"),
     ("foretoken_kv_usage_ratio", "vllm:kv_cache_usage_perc"),
@@ -26,15 +26,24 @@ const NAMES: [(&str, &str); 16] = [
     ("foretoken_request_seconds", "vllm:e2e_request_latency_seconds"),
     ("foretoken_request_prompt_tokens", "vllm:request_prompt_tokens"),
     ("foretoken_request_generation_tokens", "vllm:request_generation_tokens"),
+    ("foretoken_prefix_queried_tokens_total", "vllm:prefix_cache_queries_total"),
+    ("foretoken_prefix_cached_tokens_total", "vllm:prefix_cache_hits_total"),
+    ("foretoken_prefix_cached_tokens_total", "vllm:prompt_tokens_cached_total"),
+    ("foretoken_step_tokens", "vllm:iteration_tokens_total"),
+    ("foretoken_request_queue_seconds", "vllm:request_queue_time_seconds"),
+    ("foretoken_request_prefill_seconds", "vllm:request_prefill_time_seconds"),
+    ("foretoken_request_decode_seconds", "vllm:request_decode_time_seconds"),
+    ("foretoken_request_inference_seconds", "vllm:request_inference_time_seconds"),
+    ("foretoken_request_time_per_token_seconds", "vllm:request_time_per_output_token_seconds"),
 ];
 
 /// `families` and behind them their aliases, labelled with the model's name.
 pub(super) fn with_aliases(mut families: Vec<MetricFamily>, model: &str) -> Vec<MetricFamily> {
-    let named = |family: &MetricFamily| {
-        let alias = NAMES.iter().find(|(own, _)| *own == family.name())?.1;
+    let alias = |(own, alias): &(&str, &str)| {
+        let family = families.iter().find(|family| family.name() == *own)?;
         Some(aliased(family, alias, model))
     };
-    let aliases: Vec<MetricFamily> = families.iter().filter_map(named).collect();
+    let aliases: Vec<MetricFamily> = NAMES.iter().filter_map(alias).collect();
     families.extend(aliases);
     families
 }

@@ -2,7 +2,8 @@
 //!
 //! Input: final text, piece by piece. Output: text without calls, and calls as soon as each is
 //! complete. Forms: Hermes (also Qwen) `<tool_call>{json}</tool_call>`; Llama 3 `{json}` as the whole
-//! answer, `;` between several, perhaps behind `<|python_tag|>`; Mistral `[TOOL_CALLS][{json}, ...]`.
+//! answer, `;` between several, perhaps behind `<|python_tag|>`; Mistral `[TOOL_CALLS][{json}, ...]`, and
+//! its newer `[TOOL_CALLS]name[ARGS]{json}`, one after the other.
 //! What only looks like a call stays text. Not here: requests and answers ([`super::tools`]).
 
 use crate::cli::ToolFormat;
@@ -104,7 +105,7 @@ impl Reader {
         match &self.state {
             State::Fresh => self.begin(format, ended, found),
             State::Text => self.text(format, ended, found),
-            State::Call(_) => self.call(ended, found),
+            State::Call(_) => self.call(format, ended, found),
             State::Closing => self.close(format, ended),
         }
     }
@@ -144,14 +145,14 @@ impl Reader {
         true
     }
 
-    fn call(&mut self, ended: bool, found: &mut Found) -> bool {
+    fn call(&mut self, format: ToolFormat, ended: bool, found: &mut Found) -> bool {
         // JSON that a bracket does not end is incomplete: most pieces need no parsing.
-        let begun = self.tried > 0;
+        let begun = self.tried > 0 && self.held.contains('{');
         if begun && !ended && !self.held[self.tried..].contains(['}', ']']) {
             self.tried = self.held.len();
             return false;
         }
-        match parse(&self.held) {
+        match parse(format, &self.held) {
             Parsed::Incomplete if !ended => {
                 self.tried = self.held.len();
                 false
@@ -199,14 +200,38 @@ fn undecided(text: &str, mark: &str) -> usize {
     text.len() - said.len()
 }
 
-fn parse(held: &str) -> Parsed {
+fn parse(format: ToolFormat, held: &str) -> Parsed {
     let text = held.trim_start();
-    if text.is_empty() {
-        return Parsed::Incomplete;
+    match text.chars().next() {
+        None => Parsed::Incomplete,
+        Some('{' | '[') => json(held, text, calls),
+        Some(_) if format == ToolFormat::Mistral => named(held, text),
+        Some(_) => Parsed::Other,
     }
-    if !text.starts_with(['{', '[']) {
-        return Parsed::Other;
+}
+
+/// `name[ARGS]{json}`, perhaps with `[CALL_ID]id` behind the name. Where `[ARGS]` is a special
+/// token it may print nothing.
+fn named(held: &str, text: &str) -> Parsed {
+    let word = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    let rest = text.trim_start_matches(word);
+    let name = &text[..text.len() - rest.len()];
+    let rest = rest.strip_prefix("[CALL_ID]").map_or(rest, |id| id.trim_start_matches(word));
+    let json_text = rest.strip_prefix("[ARGS]").map_or(rest, str::trim_start);
+    if name.is_empty() {
+        Parsed::Other
+    } else if json_text.starts_with('{') {
+        let call = |value: &Value| Call { name: name.to_owned(), arguments: value.to_string() };
+        json(held, json_text, |value| Some(vec![call(value)]))
+    } else if json_text.is_empty() || ["[CALL_ID]", "[ARGS]"].iter().any(|m| m.starts_with(rest)) {
+        Parsed::Incomplete
+    } else {
+        Parsed::Other
     }
+}
+
+/// The JSON value at the beginning of `text`, the end of `held`, as the calls that it stands for.
+fn json(held: &str, text: &str, calls: impl Fn(&Value) -> Option<Vec<Call>>) -> Parsed {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
     match values.next() {
         Some(Ok(value)) => match calls(&value) {
@@ -309,6 +334,26 @@ mod tests {
     }
 
     #[test]
+    fn newer_mistral_calls() {
+        let one = r#"[TOOL_CALLS]get_weather[ARGS]{"place": "Zürich [ARGS] {"}"#;
+        let weather = ("get_weather", r#"{"place":"Zürich [ARGS] {"}"#);
+        assert_eq!(read(Mistral, one), (String::new(), calls(&[weather])));
+        let two = format!("Well. {one}[TOOL_CALLS]a-b.c[CALL_ID]9Vx2kLm4a[ARGS] {{}}");
+        assert_eq!(read(Mistral, &two), ("Well.".into(), calls(&[weather, ("a-b.c", "{}")])));
+        // As it prints where `[ARGS]` is special.
+        let hidden = r#"[TOOL_CALLS]f{"x": [1]}"#;
+        assert_eq!(read(Mistral, hidden), (String::new(), calls(&[("f", r#"{"x":[1]}"#)])));
+        assert_eq!(read(Hermes, hidden), (hidden.to_owned(), vec![]));
+        let mut reader = Reader::new(Some(Mistral), 1);
+        assert_eq!(reader.read("[TOOL_CALLS]f[AR", false), Found::default());
+        assert_eq!(reader.read("GS]{\"a\": 1", false), Found::default());
+        assert_eq!(reader.read("}", false).calls.len(), 1);
+        let mut reader = Reader::new(Some(Mistral), 1);
+        assert_eq!(reader.read("[TOOL_CALLS]no", false), Found::default());
+        assert_eq!(reader.read(" call", false).text, "[TOOL_CALLS]no call", "told at once");
+    }
+
+    #[test]
     fn what_only_looks_like_a_call_stays_text() {
         for text in [
             "",
@@ -327,7 +372,19 @@ mod tests {
         {
             assert_eq!(read(Llama3, text), (text.to_owned(), vec![]));
         }
-        for text in ["[TOOL_CALLS][]", "[TOOL_CALLS] [1]", "[TOOL", "[1, 2]"] {
+        for text in [
+            "[TOOL_CALLS][]",
+            "[TOOL_CALLS] [1]",
+            "[TOOL",
+            "[1, 2]",
+            "[TOOL_CALLS]f",
+            "[TOOL_CALLS]f[ARGS]",
+            "[TOOL_CALLS]f[ARGS][1]",
+            "[TOOL_CALLS]f[ARGS]{\"a\": 1",
+            "[TOOL_CALLS]f {\"a\": 1}",
+            "[TOOL_CALLS][ARGS]{}",
+            "[TOOL_CALLS]f[CALL_ID]{}[ARG",
+        ] {
             assert_eq!(read(Mistral, text), (text.to_owned(), vec![]));
         }
     }

@@ -18,6 +18,8 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use engine::logprobs::{LogprobsWanted, TokenLogprob};
 use engine::request::Request;
+use engine::stream::TextStream;
+use engine::tokenizer::Tokenizer;
 use kernels::program::TokenId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -227,9 +229,14 @@ impl Job {
 
     /// The text of candidate `candidate`, of which nothing has come yet.
     fn open(&self, candidate: usize) -> Result<Open, ApiError> {
-        let mut open = Open::default();
+        let (mut open, prompt) = (Open::default(), self.prompt(candidate));
+        let stream = || TextStream::new(self.served.tokenizer.clone(), vec![]);
+        open.shown = match self.logprobs {
+            Some(_) if self.echo => Some(stream()),
+            Some(_) => Some(stream().after(prompt).map_err(|e| ApiError::failed(e.to_string()))?),
+            None => None,
+        };
         if self.echo {
-            let prompt = self.prompt(candidate);
             let text = self.served.tokenizer.decode(prompt, true);
             open.echo = text.map_err(|e| ApiError::failed(e.to_string()))?;
             open.known = prompt.to_vec();
@@ -282,7 +289,7 @@ impl Job {
             open.scored += 1;
             open.token(token, Some(logprob), &self.served, logprobs)?;
         }
-        Ok(())
+        open.end_prompt(&self.served)
     }
 }
 
@@ -298,7 +305,9 @@ struct Open {
     /// Generated tokens, and the sum of their log-probabilities.
     tokens: usize,
     logprob: f64,
-    /// Characters of all tokens shown.
+    /// The text that the tokens told of make, if they are told.
+    shown: Option<TextStream<Arc<Tokenizer>>>,
+    /// Characters of it.
     offset: usize,
     /// Tokens of the prompt that had been computed before, once it has ended.
     cached_tokens: usize,
@@ -321,10 +330,29 @@ impl Open {
             top.insert(text.clone(), json!(finite(logprob.logprob)));
         }
         into.text_offset.push(self.offset);
-        self.offset += text.chars().count();
+        if let Some(shown) = &mut self.shown {
+            let piece = shown.push(token).map_err(|e| ApiError::failed(e.to_string()))?;
+            self.offset += piece.text.chars().count();
+        }
         into.tokens.push(text);
         into.token_logprobs.push(logprob.map(|l| finite(l.logprob)));
         into.top_logprobs.push(logprob.map(|_| top));
+        Ok(())
+    }
+
+    /// Once the prompt is told, goes on with what follows it.
+    fn end_prompt(&mut self, served: &Served) -> Result<(), ApiError> {
+        let (Some(shown), true) = (&mut self.shown, self.scored == self.known.len()) else {
+            return Ok(());
+        };
+        if self.scored > 0 {
+            let failed = |e: engine::Error| ApiError::failed(e.to_string());
+            self.offset += shown.finish().map_err(failed)?.chars().count();
+            let stream = TextStream::new(served.tokenizer.clone(), vec![]);
+            *shown = stream.after(&self.known).map_err(failed)?;
+            self.known.clear();
+            self.scored = 0;
+        }
         Ok(())
     }
 
@@ -445,4 +473,48 @@ fn prompts(prompt: &Prompt, served: &Served) -> Result<Vec<Vec<TokenId>>, ApiErr
         return Err(ApiError::invalid("prompt is an empty list: give at least one").of("prompt"));
     }
     Ok(prompts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::TestServer;
+    use serde_json::{Value, json};
+
+    /// Of a choice: its text's characters, and its tokens with their offsets.
+    fn told(answer: &Value) -> (Vec<char>, Vec<(String, usize)>) {
+        let choice = &answer["choices"][0];
+        let list = |key: &str| choice["logprobs"][key].as_array().unwrap().clone();
+        let offset = |value: Value| value.as_u64().unwrap() as usize;
+        let tokens = list("tokens").into_iter().map(|t| t.as_str().unwrap().to_owned());
+        let offsets = list("text_offset").into_iter().map(offset);
+        (choice["text"].as_str().unwrap().chars().collect(), tokens.zip(offsets).collect())
+    }
+
+    #[tokio::test]
+    async fn offsets_are_places_in_the_text_that_is_returned() {
+        let server = TestServer::start(&["--draft", "off"]);
+        for (prompt, echo) in [("let x = 1;", true), ("let é = \"😀\";", true), ("fn a", false)]
+        {
+            let body = json!({"prompt": prompt, "max_tokens": 12, "temperature": 0, "echo": echo,
+                "logprobs": 0, "ignore_eos": true});
+            let (text, tokens) = told(&server.post("/v1/completions", body).await.1);
+            let mut plain = 0;
+            for (k, (token, start)) in tokens.iter().enumerate() {
+                let end = tokens.get(k + 1).map_or(text.len(), |(_, next)| *next);
+                let part: String = text[*start..end].iter().collect();
+                // The first token prints nothing; part of a character shows with its last one.
+                let begins = echo && k == 0;
+                assert!(!begins || (token.starts_with("<|") && part.is_empty()), "{token} {part}");
+                if !begins && !token.contains('\u{fffd}') {
+                    assert_eq!(part, *token, "token {k} of {prompt:?}");
+                    plain += 1;
+                }
+            }
+            assert!(plain >= 10, "{tokens:?}");
+            let shown: String = text.into_iter().collect();
+            assert_eq!(shown.starts_with(prompt), echo);
+            let split = tokens.iter().any(|(token, _)| token.contains('\u{fffd}'));
+            assert_eq!(split, prompt.contains('😀'), "{tokens:?}");
+        }
+    }
 }
