@@ -1,6 +1,7 @@
 //! What can be typed: commands, arguments and their help. No behaviour.
 
 mod bench;
+mod load;
 mod rank;
 mod serve;
 mod speculation;
@@ -9,6 +10,7 @@ pub use bench::{
     BenchArgs, BenchPart, KernelsArgs, MeasuringArgs, OutputFormat, ShapeFormat, SubjectArgs,
     SweepArgs,
 };
+pub use load::LoadArgs;
 pub use rank::RankArgs;
 pub use serve::{AccessArgs, ServeArgs, ToolFormat};
 pub use speculation::{DraftName, DraftTokens, ModelName, RuleName, SpeculationArgs};
@@ -42,6 +44,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Measure prefill, decode and verification of a model, or of made-up weights of its sizes
     Bench(Box<BenchArgs>),
+    /// Put load on a server of the OpenAI API and tell how long its answers take
+    Load(Box<LoadArgs>),
     /// Show what this machine offers, with its read bandwidth measured now
     Devices(DevicesArgs),
     /// Print a completion script for a shell

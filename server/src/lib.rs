@@ -1,6 +1,6 @@
 //! The `foretoken` command as a library: arguments in, text out, an exit code at the end.
 //!
-//! This is the only crate that knows the command line, the terminal, the clock and (later) HTTP.
+//! This is the only crate that knows the command line, the terminal, the clock and HTTP.
 //! Not here: models, kernels, sampling (crates `engine`, `kernels`, `quant`).
 //!
 //! Start at [`cli`] (what can be typed), then [`run`] (what the main command does).
@@ -23,6 +23,7 @@ mod run;
 mod serve;
 mod speculate;
 mod speed;
+mod traffic;
 mod verify;
 
 pub use io::Io;
@@ -62,6 +63,7 @@ fn dispatch(command: &cli::Command, io: &mut Io<'_>) -> anyhow::Result<()> {
         cli::Command::Logits(args) => logits::run(args, io),
         cli::Command::Inspect(args) => inspect::run(args, io),
         cli::Command::Bench(args) => bench::run(args, io),
+        cli::Command::Load(args) => traffic::run(args, io),
         cli::Command::Devices(args) => devices::run(args, io),
         cli::Command::Completions(args) => {
             clap_complete::generate(args.shell, &mut cli::command(), "foretoken", io.out);

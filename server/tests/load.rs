@@ -2,10 +2,13 @@
 //!
 //! Input: the demo pair. `FORETOKEN_LOAD_SECONDS` says how long (default 3). Every text must be the
 //! one that `foretoken run` prints for its seed without a draft. Not here: single answers (they are
-//! tested beside the handlers).
+//! tested beside the handlers); `foretoken load` ([`generator`]).
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "clippy takes the helpers of a test binary for no test")]
 #![allow(clippy::print_stdout, reason = "tests print what they measured beside what is allowed")]
+
+#[path = "load/generator.rs"]
+mod generator;
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

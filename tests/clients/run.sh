@@ -26,6 +26,11 @@ uv=$environment/uv/bin/uv
 "$uv" venv -q --python python3 "$environment/clients"
 "$uv" pip install -q --python "$environment/clients/bin/python" -r requirements.txt ||
     skip "their packages cannot be installed"
+# Versions of its own; the tests say so where it is missing.
+if "$uv" venv -q --python python3 "$environment/load" &&
+    "$uv" pip install -q --python "$environment/load/bin/python" -r requirements-aiperf.txt; then
+    export AIPERF=$environment/load/bin/aiperf
+fi
 PATH=$environment/clients/bin:$PATH
 # Nothing of a person's own settings, and nothing from a hub.
 export HOME=$environment HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=1

@@ -40,17 +40,38 @@ def loglikelihood(folder, context, continuation):
     return logs[of].sum(), bool((logs.argmax(1) == continuation).all())
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-def test_scores_are_those_of_the_logits(server, tmp_path, batch):
-    model = lm_eval.api.registry.get_model("local-completions")(
+def completions(server, batch, **tokenizer):
+    """lm-eval's client of a server."""
+    return lm_eval.api.registry.get_model("local-completions")(
         model="demo",
         base_url=f"{server.root}/v1/completions",
-        tokenizer_backend="huggingface",
-        tokenizer=str(DEMO),
         batch_size=batch,
         num_concurrent=3,
         max_length=2048,
+        **tokenizer,
     )
+
+
+# The second asks the server itself for tokens: /tokenizer_info, /tokenize, /detokenize.
+LOCAL = {"tokenizer_backend": "huggingface", "tokenizer": str(DEMO)}
+REMOTE = {"tokenizer_backend": "remote"}
+
+
+def test_the_remote_tokenizer_is_the_local_one(server):
+    local, remote = completions(server, 1, **LOCAL), completions(server, 1, **REMOTE)
+    # Found without being asked for, too.
+    assert completions(server, 1).tokenizer_backend == "remote"
+    for text in ["fn main() {", "let x = \"größer\";\n\n\t// 中文 🦀", " ", "<|endoftext|>"]:
+        tokens = local.tok_encode(text)
+        assert remote.tok_encode(text) == tokens, text
+        assert remote.tokenizer.decode(tokens) == local.tokenizer.decode(tokens) == text
+    assert remote.eot_token_id == local.eot_token_id
+    assert remote.prefix_token_id == local.prefix_token_id
+
+
+@pytest.mark.parametrize("batch, tokenizer", [(1, LOCAL), (4, LOCAL), (4, REMOTE)], ids=["one", "four", "remote"])
+def test_scores_are_those_of_the_logits(server, tmp_path, batch, tokenizer):
+    model = completions(server, batch, **tokenizer)
     task = {**TASK, "dataset_kwargs": {"data_files": str(DATA), "cache_dir": str(tmp_path)}}
     manager = TaskManager(include_defaults=False)
     report = lm_eval.simple_evaluate(model, tasks=[task], task_manager=manager, bootstrap_iters=0)

@@ -55,6 +55,7 @@ pub(crate) struct Metrics {
     preemptions: IntCounter,
     steps: IntCounter,
     step_seconds: Counter,
+    worker_seconds: Counter,
     prefill: IntCounter,
     prompt: IntCounter,
     generated: IntCounter,
@@ -153,6 +154,10 @@ impl Metrics {
                 "foretoken_step_seconds_total",
                 "Time that the engine took for its steps",
             ))?,
+            worker_seconds: make.add(Counter::new(
+                "foretoken_worker_seconds_total",
+                "Time of the steps and of all that the engine's thread did between them",
+            ))?,
             prefill: make.counter(
                 "step_prefill_tokens_total",
                 "Tokens computed of prompts, and again of requests that were preempted",
@@ -228,6 +233,11 @@ impl Metrics {
             self.step_seconds.inc_by(took.as_secs_f64());
             self.prefill.inc_by(*prefill_tokens as u64);
         }
+    }
+
+    /// So much time passed on the engine's thread, not waiting for requests.
+    pub(crate) fn worked(&self, time: Duration) {
+        self.worker_seconds.inc_by(time.as_secs_f64());
     }
 
     /// A step brought a request `tokens` tokens.

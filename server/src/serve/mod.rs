@@ -60,8 +60,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-/// Threads that speak HTTP; the engine has its own.
-const HTTP_THREADS: usize = 2;
+/// Most threads that speak HTTP; the engine has its own.
+const HTTP_THREADS: usize = 4;
 /// Prompt tokens of a step whose probabilities may be wanted.
 const MAX_SCORED: usize = 64;
 /// After the last answer, time for it to reach its client.
@@ -70,7 +70,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Runs the command until it is told to stop.
 pub(crate) fn run(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(HTTP_THREADS)
+        .worker_threads(http_threads())
         .enable_all()
         .build()
         .context("cannot start the threads that speak HTTP")?;
@@ -97,6 +97,11 @@ pub(crate) fn run(args: &ServeArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let _ = runtime.block_on(async { tokio::time::timeout(FAREWELL, server).await });
     runtime.shutdown_background();
     Ok(())
+}
+
+/// One for each four processors: on a small machine more of them would take turns with the engine.
+fn http_threads() -> usize {
+    (kernels::cpu::available_threads() / 4).clamp(1, HTTP_THREADS)
 }
 
 fn bind(args: &ServeArgs, runtime: &Runtime) -> anyhow::Result<TcpListener> {

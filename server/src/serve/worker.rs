@@ -21,6 +21,10 @@ use tokio::sync::{mpsc, oneshot};
 /// Commands that wait for the end of a step.
 const COMMANDS: usize = 256;
 
+/// Tokens of a request that come faster than this go out together: a reader sees no difference, and
+/// waking a thread for each takes a good part of a small model's step.
+const PIECE_GAP: Duration = Duration::from_millis(4);
+
 /// A generated token.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Token {
@@ -34,7 +38,7 @@ pub(crate) struct Token {
 pub(crate) enum Update {
     /// How likely some of the prompt's tokens were, in order from the second.
     Prompt(Vec<TokenLogprob>),
-    /// What a step generated.
+    /// What a step generated, or several fast ones.
     Tokens(Vec<Token>),
     /// The last update.
     Ended(Ending),
@@ -134,7 +138,8 @@ pub(crate) fn channel() -> (Handle, Inbox) {
 /// # Panics
 /// At the end, if the bookkeeping of KV blocks is broken: the process then says so by its exit code.
 pub(crate) fn run(engine: Engine, inbox: Inbox, metrics: &Metrics, drain: Duration) {
-    let mut worker = Worker { engine, clients: BTreeMap::new(), metrics, stop: None };
+    let (clients, booked) = (BTreeMap::new(), Instant::now());
+    let mut worker = Worker { engine, clients, metrics, booked, stop: None };
     let Inbox(mut inbox) = inbox;
     let mut events = vec![];
     loop {
@@ -149,8 +154,11 @@ pub(crate) fn run(engine: Engine, inbox: Inbox, metrics: &Metrics, drain: Durati
         let progress = worker.engine.step(&mut events).unwrap_or(Progress::Idle);
         // Before the clients hear of it: who has heard of the end of a request finds it counted.
         metrics.step(&progress, start.elapsed(), &worker.engine.counts());
+        // The next step may take long where prompts are computed.
+        let quick = matches!(progress, Progress::Worked { prefill_tokens: 0, .. });
         worker.note_begun(start);
-        worker.dispatch(&mut events);
+        worker.dispatch(&mut events, quick);
+        worker.book_time();
     }
 }
 
@@ -158,6 +166,8 @@ struct Worker<'a> {
     engine: Engine,
     clients: BTreeMap<RequestId, Client>,
     metrics: &'a Metrics,
+    /// Until when its time is booked.
+    booked: Instant,
     /// Since when no more requests are taken.
     stop: Option<Instant>,
 }
@@ -168,7 +178,11 @@ impl Worker<'_> {
         loop {
             let idle = self.engine.counts().open == 0 && self.clients.is_empty();
             let command = match (self.stop, idle) {
-                (None, true) => inbox.blocking_recv(),
+                (None, true) => {
+                    let command = inbox.blocking_recv();
+                    self.booked = Instant::now();
+                    command
+                }
                 _ => match inbox.try_recv() {
                     Ok(command) => Some(command),
                     Err(mpsc::error::TryRecvError::Empty) => return,
@@ -193,6 +207,8 @@ impl Worker<'_> {
     }
 
     fn submit(&mut self, request: Request, reply: oneshot::Sender<Result<Updates, Rejected>>) {
+        // The next step computes its prompt, which may take long.
+        self.clients.values_mut().for_each(Client::send_held);
         let room = capacity(&request, self.engine.config());
         let prompt_tokens = request.prompt.len();
         let arrived = Instant::now();
@@ -203,6 +219,7 @@ impl Worker<'_> {
             let accepted_in = vec![0; self.engine.config().max_drafted + 1];
             let pending = Pending::default();
             let (begun, first, last, tokens) = (None, None, arrived, 0);
+            let (held, sent) = (vec![], None);
             let client = Client {
                 sender,
                 cancelled,
@@ -213,6 +230,8 @@ impl Worker<'_> {
                 first,
                 last,
                 accepted_in,
+                held,
+                sent,
                 pending,
             };
             self.clients.insert(id, client);
@@ -240,13 +259,15 @@ impl Worker<'_> {
         }
     }
 
-    fn dispatch(&mut self, events: &mut Vec<Event>) {
+    /// Books what a step brought and tells the clients. After a `quick` step, the next one is taken
+    /// to be quick too, so that what is held back now goes out soon.
+    fn dispatch(&mut self, events: &mut Vec<Event>, quick: bool) {
         for event in events.drain(..) {
             self.book(event);
         }
         let now = Instant::now();
         for client in self.clients.values_mut() {
-            client.flush(now, self.metrics);
+            client.flush(now, quick, self.metrics);
         }
         let open = self.clients.len();
         self.clients.retain(|_, client| client.pending.end.is_none());
@@ -255,6 +276,12 @@ impl Worker<'_> {
         {
             self.metrics.verdict(&verdict);
         }
+    }
+
+    fn book_time(&mut self) {
+        let now = Instant::now();
+        self.metrics.worked(now - self.booked);
+        self.booked = now;
     }
 
     fn book(&mut self, event: Event) {
@@ -299,6 +326,10 @@ struct Client {
     /// When its last tokens came.
     last: Instant,
     accepted_in: Vec<u64>,
+    /// Tokens that soon go out.
+    held: Vec<Token>,
+    /// When tokens last went out.
+    sent: Option<Instant>,
     pending: Pending,
 }
 
@@ -319,8 +350,9 @@ impl Client {
         self.sender.is_closed() || self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Sends what is pending; who has left misses nothing, and nobody's channel is too small.
-    fn flush(&mut self, now: Instant, metrics: &Metrics) {
+    /// Sends what is pending, or holds it back for a moment if the next step is `quick`; who has
+    /// left misses nothing, and nobody's channel is too small.
+    fn flush(&mut self, now: Instant, quick: bool, metrics: &Metrics) {
         if !self.pending.prompt.is_empty() {
             let _ = self.sender.try_send(Update::Prompt(std::mem::take(&mut self.pending.prompt)));
         }
@@ -331,7 +363,11 @@ impl Client {
             self.first.get_or_insert(now);
             self.last = now;
             self.tokens += tokens.len();
-            let _ = self.sender.try_send(Update::Tokens(tokens));
+            self.held.extend(tokens);
+        }
+        let recent = self.sent.is_some_and(|sent| now - sent < PIECE_GAP);
+        if !(quick && recent && self.pending.end.is_none()) {
+            self.send_held();
         }
         let Some(end) = &self.pending.end else { return };
         self.tell_end(end, now, metrics);
@@ -345,6 +381,13 @@ impl Client {
             }
         };
         let _ = self.sender.try_send(update);
+    }
+
+    fn send_held(&mut self) {
+        if !self.held.is_empty() {
+            self.sent = Some(self.last);
+            let _ = self.sender.try_send(Update::Tokens(std::mem::take(&mut self.held)));
+        }
     }
 
     fn brought(&self, now: Instant) -> Brought {
