@@ -1,0 +1,151 @@
+// Quantized matrices and activations as the linears find them.
+//
+//   codes  [tiles, blocks, 32 lanes, words] u32: a tile is 16 rows of weights; lane l = 4 g + t holds
+//          columns s t .. s (t + 1) of a block, s = stride / 4, of the rows g and g + 8:
+//            4-bit  word j: byte i is column s t + 4 j + i, row g in the low nibble, g + 8 in the high
+//            8-bit  words 2 j and 2 j + 1: the same columns of row g, then of row g + 8
+//          so one load brings what two tensor instructions multiply, and opening it takes one `and`
+//          and one shift for four codes. Which column meets which place of the instruction does not
+//          matter, as long as both operands agree: sums of a block are exact.
+//   scales, zeros  [tiles, groups, 16] f32 and u8
+//   quads  [rows, blocks, stride / 4]: four int8 activations in an u32, first in the lowest byte
+//   a_scales  [rows, blocks]: scale and sum of a block's activations
+//
+// Not here: what is done with them (linear_grouped.cu, gemm_grouped.cu). kernels/src/cuda/store.rs
+// writes codes, scales and zeros, quantize.cu the activations.
+#pragma once
+
+// Rows of weights of a tile.
+#define TILE 16
+
+// Scale of a block of activations and the sum of its integers.
+struct BlockScale {
+    float scale;
+    int sum;
+};
+
+// A linear: `blocks` blocks of columns, `per_group` of which share scale and zero point; `n` rows of
+// weights, whose outputs are columns `out_start ..` of rows of `out_width`. `bias` may be null.
+struct Grouped {
+    const u32* codes;
+    const float* scales;
+    const u8* zeros;
+    const float* bias;
+    const u32* quads;
+    const BlockScale* a_scales;
+    float* out;
+    int n, blocks, per_group, out_width, out_start;
+};
+
+// WORDS u32 of one lane, in loads of at most 16 bytes.
+template <int WORDS>
+FT_DEVICE void load_codes(u32* words, const u32* from) {
+    if constexpr (WORDS == 2) {
+        uint2 v = load_once((const uint2*)from);
+        words[0] = v.x;
+        words[1] = v.y;
+    } else {
+#pragma unroll
+        for (int i = 0; i < WORDS / 4; i++) {
+            uint4 v = load_once((const uint4*)from + i);
+            words[4 * i] = v.x;
+            words[4 * i + 1] = v.y;
+            words[4 * i + 2] = v.z;
+            words[4 * i + 3] = v.w;
+        }
+    }
+}
+
+// The four registers of a tensor instruction's left operand: quads 2 `half` and 2 `half` + 1 of a lane.
+template <int BITS>
+FT_DEVICE void open_codes(u32* a, const u32* words, int half) {
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        if constexpr (BITS == 4) {
+            u32 word = words[2 * half + j];
+            a[2 * j] = word & 0x0f0f0f0fu;
+            a[2 * j + 1] = (word >> 4) & 0x0f0f0f0fu;
+        } else {
+            a[2 * j] = words[2 * (2 * half + j)];
+            a[2 * j + 1] = words[2 * (2 * half + j) + 1];
+        }
+    }
+}
+
+// One block's exact sum, scaled, added to an output: the order of operations of all linears and of the
+// CPU.
+FT_DEVICE float add_block(float sum, float scale, int zero, BlockScale block, int dot) {
+    return __fmaf_rn(__fmul_rn(scale, block.scale), (float)(dot - zero * block.sum), sum);
+}
+
+// Below this a block counts as zero: 127 / max would overflow.
+#define TINY 1e-35f
+#define PADDING 0xffffffffu
+
+// Where a row's activations go: `blocks` blocks of `block` columns, each stored as `stride` (32 or 64),
+// zeros behind its own. `source` names the column of each stored one where columns are permuted or
+// padded (PADDING: a zero), null that they are in order.
+struct Quantized {
+    const u32* source;
+    u32* quads;
+    BlockScale* scales;
+    int blocks, block, stride;
+};
+
+// Quantizes block `block` of a row, sixteen lanes a block: scale = max|x| / 127, q = round(x / scale) with
+// halves to even. Lanes of a half warp come together; those that are not to store still take part.
+FT_DEVICE void quantize_block(const Quantized& to, const float* x_row, int row, int block, bool stores) {
+    int quad = threadIdx.x % 16;
+    float values[4];
+    u32 most = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int column = 4 * quad + i;
+        u32 from = PADDING;
+        if (column < to.block) from = to.source ? to.source[block * to.block + column] : block * to.block + column;
+        values[i] = from == PADDING ? 0.0f : x_row[from];
+        // As integers, magnitudes keep their order, and NaN is the greatest.
+        most = max(most, __float_as_uint(values[i]) & 0x7fffffffu);
+    }
+    for (int mask = 8; mask > 0; mask >>= 1) most = max(most, (u32)shuffle_xor((int)most, mask));
+    float max_value = __uint_as_float(most);
+    bool finite = most < 0x7f800000u;
+    float inverse = !finite || max_value < TINY ? 0.0f : __fdiv_rn(127.0f, max_value);
+    u32 packed = 0;
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int q = finite ? __float2int_rn(__fmul_rn(values[i], inverse)) : 0;
+        packed |= (u32)(q & 255) << (8 * i);
+        sum += q;
+    }
+    for (int mask = 8; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
+    if (!stores) return;
+    u64 at = (u64)row * to.blocks + block;
+    if (4 * quad < to.stride) to.quads[at * (to.stride / 4) + quad] = packed;
+    if (quad == 0) {
+        float scale = inverse == 0.0f ? 0.0f : __fdiv_rn(max_value, 127.0f);
+        // A block with a NaN or an infinity shows it in all its outputs.
+        to.scales[at] = BlockScale{finite ? scale : __uint_as_float(0x7fc00000u), sum};
+    }
+}
+
+// Quantizes blocks `first .. end` of a row by a thread block of 256.
+FT_DEVICE void quantize_blocks(const Quantized& to, const float* x_row, int row, int first, int end) {
+    for (int start = first; start < end; start += 16) {
+        int block = start + threadIdx.x / 16;
+        quantize_block(to, x_row, row, min(block, end - 1), block < end);
+    }
+}
+
+#define QUANTIZED_PARAMETERS const u32 *source, u32 *quads, BlockScale *scales, int blocks, int block, int stride
+#define QUANTIZED \
+    Quantized { source, quads, scales, blocks, block, stride }
+
+// The kernels' parameters, in the order of `Grouped`.
+#define GROUPED_PARAMETERS                                                                                   \
+    const u32 *counts, const u32 *codes, const float *scales, const u8 *zeros, const float *bias,            \
+        const u32 *quads, const BlockScale *a_scales, float *out, int n, int blocks, int per_group, int out_width, \
+        int out_start
+#define GROUPED_JOB \
+    Grouped { codes, scales, zeros, bias, quads, a_scales, out, n, blocks, per_group, out_width, out_start }

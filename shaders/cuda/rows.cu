@@ -1,0 +1,158 @@
+// Ops that treat each row by itself: embed, norm, head norm, rope, activate, gather.
+//
+//   embed      out[t] = table[tokens[t]]                                  exact
+//   norm       x += add;  out = x / sqrt(mean(x^2) + eps) * weight        [t, d]
+//   head norm  the same in place for each head of `width` columns
+//   rope       columns i and i + width / 2 of a head turn by position * speed[i]
+//   activate   out = silu(x[.., ..f]) * x[.., f..]
+//   gather     out[r] = x[output_rows[r]]                                  exact
+//
+// split  one block of 256 threads a row (norm), a thread an element otherwise
+// bytes  each row once in and once out; nothing is read twice but weights, which stay in L2
+// Reference: kernels/src/reference/ops.rs. Counts of rows come from device memory (`step`), so that
+// a recorded launch serves steps of any size up to its grid.
+
+#define STEP_TOKENS 0
+#define STEP_OUTPUTS 1
+
+// The sum over a warp, the same bits in all lanes.
+FT_DEVICE float warp_sum(float value) {
+    for (int mask = 16; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
+    return value;
+}
+
+// The sum over a block of 256 threads, the same bits in all of them; once a launch, since `sums` may
+// still be read afterwards.
+FT_DEVICE float block_sum(float value, float* sums) {
+    value = warp_sum(value);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
+    __syncthreads();
+    float total = 0.0f;
+    for (int warp = 0; warp < 8; warp++) total += sums[warp];
+    return total;
+}
+
+// Element `i` of a float matrix of kind 0 (f32), 1 (f16) or 2 (bf16).
+FT_DEVICE float float_at(const void* values, int kind, u64 i) {
+    if (kind == 0) return ((const float*)values)[i];
+    u16 bits = ((const u16*)values)[i];
+    return kind == 1 ? f16_to_f32(bits) : bf16_to_f32(bits);
+}
+
+// grid (columns / 256, t)
+FT_KERNEL(256) embed_dense(const u32* step, const u32* tokens, const void* table, float* out, int kind, int width) {
+    int row = blockIdx.y, column = blockIdx.x * 256 + threadIdx.x;
+    if (row >= step[STEP_TOKENS] || column >= width) return;
+    out[(u64)row * width + column] = float_at(table, kind, (u64)tokens[row] * width + column);
+}
+
+// A row of codes, low nibble first where they have 4 bits; `columns` says where each stored column
+// belongs, null that they are in order. grid (columns / 256, t)
+FT_KERNEL(256) embed_grouped(const u32* step, const u32* tokens, const u8* codes, const float* scales, const u8* zeros,
+                             const u32* columns, float* out, int bits, int width, int group) {
+    int row = blockIdx.y, stored = blockIdx.x * 256 + threadIdx.x;
+    if (row >= step[STEP_TOKENS] || stored >= width) return;
+    u64 token = tokens[row];
+    u64 row_bytes = bits == 4 ? width / 2 : width;
+    u8 byte = codes[token * row_bytes + (bits == 4 ? stored / 2 : stored)];
+    int code = bits == 8 ? byte : (stored % 2 ? byte >> 4 : byte & 15);
+    u64 at = token * (width / group) + stored / group;
+    int column = columns ? columns[stored] : stored;
+    out[(u64)row * width + column] = (float)(code - zeros[at]) * scales[at];
+}
+
+// A row's norm by a thread block; returns where it stands.
+FT_DEVICE const float* norm_row(int row, float* x, const float* add, const float* weight, float* out, int width, float eps) {
+    __shared__ float sums[8];
+    float* x_row = x + (u64)row * width;
+    float square = 0.0f;
+    for (int i = threadIdx.x; i < width; i += 256) {
+        float value = x_row[i];
+        if (add) {
+            value += add[(u64)row * width + i];
+            x_row[i] = value;
+        }
+        square = fmaf(value, value, square);
+    }
+    float mean = block_sum(square, sums) / (float)width;
+    float inverse = 1.0f / sqrtf(mean + eps);
+    for (int i = threadIdx.x; i < width; i += 256) {
+        out[(u64)row * width + i] = x_row[i] * inverse * weight[i];
+    }
+    return out + (u64)row * width;
+}
+
+// grid (1, t)
+FT_KERNEL(256) rms_norm(const u32* step, float* x, const float* add, const float* weight, float* out, int width, float eps) {
+    if (blockIdx.y < step[STEP_TOKENS]) norm_row(blockIdx.y, x, add, weight, out, width, eps);
+}
+
+// The same, and its rows quantized. grid (1, t)
+FT_KERNEL(256) rms_norm_quantize(const u32* step, float* x, const float* add, const float* weight, float* out, int width,
+                                 float eps, QUANTIZED_PARAMETERS) {
+    int row = blockIdx.y;
+    if (row >= step[STEP_TOKENS]) return;
+    const float* normed = norm_row(row, x, add, weight, out, width, eps);
+    __syncthreads();
+    quantize_blocks(QUANTIZED, normed, row, 0, blocks);
+}
+
+// One warp a head. grid (heads / 8, t)
+FT_KERNEL(256) head_norm(const u32* step, float* slot, const float* weight, int slot_width, int start, int heads, int width,
+                         float eps) {
+    int row = blockIdx.y, head = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= step[STEP_TOKENS] || head >= heads) return;
+    float* x = slot + (u64)row * slot_width + start + head * width;
+    float square = 0.0f;
+    for (int i = lane; i < width; i += 32) square = fmaf(x[i], x[i], square);
+    float inverse = 1.0f / sqrtf(warp_sum(square) / (float)width + eps);
+    for (int i = lane; i < width; i += 32) x[i] = x[i] * inverse * weight[i];
+}
+
+// `speeds` [rows, width / 2]; `speed_rows` names each token's row. grid (heads * width / 2 / 256, t)
+FT_KERNEL(256) rope(const u32* step, float* slot, const u32* positions, const float* speeds, const u32* speed_rows,
+                    int slot_width, int start, int heads, int head_width, int width, float amplitude) {
+    int row = blockIdx.y, item = blockIdx.x * 256 + threadIdx.x, half = width / 2;
+    if (row >= step[STEP_TOKENS] || item >= heads * half) return;
+    int head = item / half, i = item % half;
+    // The angle is an f32 product, as model code computes it.
+    float angle = __fmul_rn((float)positions[row], speeds[(u64)speed_rows[row] * half + i]);
+    float sine, cosine;
+    sincosf(angle, &sine, &cosine);
+    sine *= amplitude;
+    cosine *= amplitude;
+    float* x = slot + (u64)row * slot_width + start + head * head_width;
+    float a = x[i], b = x[i + half];
+    x[i] = fmaf(a, cosine, -(b * sine));
+    x[i + half] = fmaf(b, cosine, a * sine);
+}
+
+FT_DEVICE float silu_times(const float* x_row, int i, int width) {
+    float gate = x_row[i];
+    return gate / (1.0f + expf(-gate)) * x_row[width + i];
+}
+
+// grid (f / 256, t)
+FT_KERNEL(256) activate_silu(const u32* step, const float* x, float* out, int width) {
+    int row = blockIdx.y, i = blockIdx.x * 256 + threadIdx.x;
+    if (row >= step[STEP_TOKENS] || i >= width) return;
+    out[(u64)row * width + i] = silu_times(x + (u64)row * 2 * width, i, width);
+}
+
+// The same, and its rows quantized: 256 columns are whole blocks, and in order. grid (f / 256, t)
+FT_KERNEL(256) activate_silu_quantize(const u32* step, const float* x, float* out, int width, QUANTIZED_PARAMETERS) {
+    int row = blockIdx.y, i = blockIdx.x * 256 + threadIdx.x;
+    if (row >= step[STEP_TOKENS]) return;
+    float* out_row = out + (u64)row * width;
+    if (i < width) out_row[i] = silu_times(x + (u64)row * 2 * width, i, width);
+    __syncthreads();
+    int first = blockIdx.x * (256 / block);
+    quantize_blocks(QUANTIZED, out_row, row, first, min(first + 256 / block, blocks));
+}
+
+// grid (d / 256, r)
+FT_KERNEL(256) gather(const u32* step, const float* x, const u32* output_rows, float* out, int width) {
+    int row = blockIdx.y, i = blockIdx.x * 256 + threadIdx.x;
+    if (row >= step[STEP_OUTPUTS] || i >= width) return;
+    out[(u64)row * width + i] = x[(u64)output_rows[row] * width + i];
+}
