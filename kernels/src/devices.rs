@@ -9,6 +9,7 @@ use crate::cpu::isa::Machine;
 use crate::cpu::peak::{Peak, Read};
 use crate::cpu::simd::LANES;
 use crate::cpu::{Isa, available_threads};
+use crate::cuda::{self, DeviceInfo, Nvrtc, Places};
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::Instant;
@@ -24,14 +25,50 @@ pub struct Device {
     pub features: String,
 }
 
-/// All devices this program knows, available or not, fastest first.
-pub fn list() -> Vec<Device> {
-    let gpus = ["cuda", "wgpu"].map(|name| Device {
+/// All devices this program knows, available or not, fastest first; `compiler` says where that of
+/// CUDA devices may lie.
+pub fn list(compiler: &Places) -> Vec<Device> {
+    let missing = |name: &str, why: String| Device {
         name: name.to_owned(),
-        unavailable: Some("not built yet".to_owned()),
+        unavailable: Some(why),
         features: String::new(),
-    });
-    gpus.into_iter().chain(Isa::ALL.into_iter().rev().map(cpu)).collect()
+    };
+    let cuda = match cuda::devices() {
+        Ok(found) => found.iter().map(|info| gpu(info, compiler)).collect(),
+        Err(error) => vec![missing("cuda", reason(error))],
+    };
+    let wgpu = missing("wgpu", "not built yet".to_owned());
+    cuda.into_iter().chain([wgpu]).chain(Isa::ALL.into_iter().rev().map(cpu)).collect()
+}
+
+fn gpu(info: &DeviceInfo, compiler: &Places) -> Device {
+    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+    let nvrtc = Nvrtc::find(compiler, Some(info.driver.0));
+    let (capability, driver) = (info.capability, info.driver);
+    Device {
+        name: format!("cuda:{}", info.index),
+        features: format!(
+            "{}, {}.{}, {} SMs, {:.1} of {:.1} GiB free, driver for CUDA {}.{}{}",
+            info.name,
+            capability.0,
+            capability.1,
+            info.multiprocessors,
+            gib(info.free),
+            gib(info.memory),
+            driver.0,
+            driver.1,
+            nvrtc.as_ref().map_or(String::new(), |n| format!(", {}", n.describe())),
+        ),
+        unavailable: nvrtc.err().map(reason),
+    }
+}
+
+/// An error without the device's name, which stands before it.
+fn reason(error: Error) -> String {
+    match error {
+        Error::Device { reason, .. } => reason,
+        error => error.to_string(),
+    }
 }
 
 fn cpu(isa: Isa) -> Device {
@@ -154,8 +191,10 @@ mod tests {
 
     #[test]
     fn the_scalar_cpu_is_always_there() {
-        let all = list();
-        assert_eq!(all.len(), 2 + Isa::ALL.len());
+        let all = list(&Places::default());
+        // One line for each GPU, or the reason why there is none; wgpu; the processor's.
+        assert!(all.len() >= 2 + Isa::ALL.len(), "{all:?}");
+        assert!(all.iter().all(|d| d.unavailable.as_ref().is_none_or(|why| !why.contains('\n'))));
         let scalar = all.iter().find(|d| d.name == "cpu scalar").unwrap();
         assert_eq!(scalar.unavailable, None);
     }

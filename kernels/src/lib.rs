@@ -11,6 +11,7 @@ pub mod backend;
 #[cfg(test)]
 mod conformance;
 pub mod cpu;
+pub mod cuda;
 pub mod devices;
 mod error;
 pub mod memory;

@@ -16,7 +16,7 @@ use testkit::Rng;
 pub(super) const VOCAB: usize = 23;
 
 /// A program with everything needed to run it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Case {
     pub(super) name: String,
     pub(super) program: Program,

@@ -129,6 +129,8 @@ fn grouped_linear() -> Vec<Case> {
             case(wild(group), shape);
         }
         case(wild(128), [256, 1024]);
+        // More blocks than any kernel takes in one go.
+        case(Grouping::plain(bits, 32), [20, 2176]);
     }
     cases
 }
@@ -227,6 +229,8 @@ fn attend() -> Vec<Case> {
     let long = Attention { sharpness: 1.0, ..base };
     cases.push(attention(long, &[300, 2]));
     cases.push(attention(Attention { mask: Mask::Window(130), ..long }, &[300]));
+    // More positions than any kernel takes in one go.
+    cases.push(attention(Attention { heads: [2, 1, 8], ..long }, &[530]));
     cases
 }
 

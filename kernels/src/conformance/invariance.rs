@@ -3,7 +3,8 @@
 
 use super::case::Case;
 use super::session::{Rows, Schedule, run};
-use super::{Tested, cases, cpus, decoder, reference};
+use super::{Tested, cases, cpus, cuda, decoder, reference};
+use emulator::Options;
 
 /// Bits, so that equal means equal even for NaN and zeros of either sign.
 fn bits(row: &[f32]) -> Vec<u32> {
@@ -45,7 +46,8 @@ fn check(tested: &Tested, case: &Case) {
 /// The variants of the CPU must agree (see the test below), so one stands for all here.
 #[test]
 fn rows_do_not_depend_on_the_schedule() {
-    for tested in [reference()].into_iter().chain(cpus().pop()) {
+    let one_of_each = [reference()].into_iter().chain(cpus().pop());
+    for tested in one_of_each.chain(cuda(Options::default())) {
         cases::all().iter().chain(&decoder::decoders()).for_each(|case| check(&tested, case));
     }
 }
@@ -58,6 +60,35 @@ fn the_cpu_s_bits_depend_on_neither_threads_nor_instruction_set() {
         for tested in &cpus[1..] {
             let rows = run(tested.backend.as_ref(), case, Schedule::Mixed(5), true);
             same(tested, case, &first, &rows, &format!("from {}", cpus[0].name));
+        }
+    }
+}
+
+/// Exact integer sums, and one order of f32 sums: quantized linears have the same bits everywhere.
+#[test]
+fn quantized_linears_have_the_cpu_s_bits_on_cuda() {
+    let Some(cuda) = cuda(Options::default()) else { return };
+    let cpu = cpus().remove(0);
+    for case in cases::all().iter().filter(|case| case.name.starts_with("linear w")) {
+        let rows = run(cpu.backend.as_ref(), case, Schedule::Whole, false);
+        for schedule in [Schedule::Whole, Schedule::Alone, Schedule::Mixed(6)] {
+            let found = run(cuda.backend.as_ref(), case, schedule, false);
+            same(&cuda, case, &rows, &found, &format!("from {} ({schedule:?})", cpu.name));
+        }
+    }
+}
+
+/// Whatever order threads run in and whenever copies land, the bits are the same: a missing barrier
+/// or wait would change them.
+#[test]
+fn cuda_s_bits_depend_on_neither_thread_order_nor_copy_timing() {
+    let Some(first) = cuda(Options::default()) else { return };
+    for case in cases::all().iter().chain(&decoder::decoders()) {
+        let rows = run(first.backend.as_ref(), case, Schedule::Whole, false);
+        for options in Options::all() {
+            let tested = cuda(options).expect("it was there before");
+            let found = run(tested.backend.as_ref(), case, Schedule::Mixed(7), false);
+            same(&tested, case, &rows, &found, &format!("with {options:?}"));
         }
     }
 }

@@ -11,13 +11,17 @@ mod cases;
 mod contract;
 mod decoder;
 mod invariance;
+mod joined;
 mod oracle;
+mod passed;
 mod session;
 
 use crate::Backend;
 use crate::Error;
 use crate::cpu::{CpuBackend, CpuOptions, Isa};
+use crate::cuda::CudaBackend;
 use crate::reference::ReferenceBackend;
+use emulator::Options;
 use oracle::Expected;
 
 /// A backend under test.
@@ -31,12 +35,22 @@ struct Tested {
 
 /// Every backend and variant this machine can run.
 fn backends() -> Vec<Tested> {
-    [reference()].into_iter().chain(cpus()).collect()
+    [reference()].into_iter().chain(cpus()).chain(cuda(Options::default())).collect()
 }
 
 fn reference() -> Tested {
     let backend = Box::new(ReferenceBackend);
     Tested { name: "reference".to_owned(), backend, allowed: bounds::reference }
+}
+
+/// The CUDA kernels on an emulated device; none where they cannot be emulated.
+fn cuda(options: Options) -> Option<Tested> {
+    if let Err(why) = emulator::available() {
+        println!("skipped: emulated cuda, {why}");
+        return None;
+    }
+    let backend = Box::new(CudaBackend::emulated(options));
+    Some(Tested { name: "cuda emulated".to_owned(), backend, allowed: bounds::cpu })
 }
 
 /// The CPU with emulated matrix registers and with every instruction set this machine has, the

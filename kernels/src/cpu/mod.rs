@@ -49,6 +49,7 @@ mod tile;
 mod x86;
 
 pub use isa::Isa;
+pub(crate) use quantize::Blocks;
 
 use crate::{Backend, Error, Program, Runner, StepLimits, WeightSource, validate};
 use isa::Machine;

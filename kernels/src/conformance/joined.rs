@@ -1,0 +1,91 @@
+//! A backend may do several ops at once: the bits are those of the ops one by one.
+//!
+//! Each program runs twice: as it is, and with a copy between an op and the linear that reads its
+//! result, so that nothing can be joined.
+
+use super::case::{Builder, Case, Grouping};
+use super::session::{Schedule, run};
+use super::{Tested, cpus, cuda, reference};
+use crate::program::{Activation, Heads, Mask, Op, Rows, SlotId, SlotView};
+use emulator::Options;
+use quant::Bits;
+
+/// Columns of a head, and of a group of weights.
+const HEAD: usize = 64;
+
+/// What computes the rows that the linear reads.
+#[derive(Debug, Clone, Copy)]
+enum Before {
+    Norm,
+    Activate,
+    Attend,
+}
+
+/// A program of an op and a linear over `group` columns a scale; with a copy between, if `apart`.
+fn case(before: Before, group: usize, apart: bool) -> Case {
+    let mut b = Builder::new(21, &[19, 3, 30], 4);
+    let mut x = match before {
+        Before::Norm => norm(&mut b),
+        Before::Activate => activate(&mut b),
+        Before::Attend => attend(&mut b),
+    };
+    let k = 4 * HEAD;
+    let mut rows = Rows::Tokens;
+    if apart {
+        let copy = b.slot(Rows::Outputs, k);
+        b.step(Op::Gather { x, out: copy });
+        (x, rows) = (copy, Rows::Outputs);
+    }
+    let weight = Grouping::plain(Bits::Four, group).weight(&mut b.rng, [24, k]);
+    let (weight, slot) = (b.weight(weight), b.slot(rows, 24));
+    b.step(Op::Linear { x, weight, bias: None, out: SlotView { slot, start: 0, width: 24 } });
+    let name = format!("{before:?} before a linear of groups of {group}, apart: {apart}");
+    if apart { b.finish(name, slot) } else { b.observe(name, slot) }
+}
+
+fn norm(b: &mut Builder) -> SlotId {
+    let (x, add) = (b.input(4 * HEAD, 3.0), b.input(4 * HEAD, 1.0));
+    let (weight, out) = (b.vector(4 * HEAD), b.tokens_slot(4 * HEAD));
+    b.step(Op::Norm { x, add: Some(add), weight, eps: 1e-5, out });
+    out
+}
+
+fn activate(b: &mut Builder) -> SlotId {
+    let (x, out) = (b.input(8 * HEAD, 2.0), b.tokens_slot(4 * HEAD));
+    b.step(Op::Activate { kind: Activation::Silu, x, out });
+    out
+}
+
+fn attend(b: &mut Builder) -> SlotId {
+    let slot = b.input(8 * HEAD, 1.0);
+    let heads = |start: usize, count| Heads { slot, start: start * HEAD, count, width: HEAD };
+    let (layer, out) = (b.kv(2, HEAD), b.tokens_slot(4 * HEAD));
+    b.step(Op::KvWrite { layer, k: heads(4, 2), v: heads(6, 2) });
+    b.step(Op::Attend { q: heads(0, 4), layer, mask: Mask::Causal, scale: 0.1, out });
+    out
+}
+
+/// Those with nothing between.
+pub(super) fn all() -> Vec<Case> {
+    [Before::Norm, Before::Activate, Before::Attend].map(|before| case(before, 64, false)).into()
+}
+
+fn check(tested: &Tested) {
+    for before in [Before::Norm, Before::Activate, Before::Attend] {
+        for group in [32, 64, 128] {
+            let joined = case(before, group, false);
+            for schedule in [Schedule::Whole, Schedule::Alone] {
+                let found = run(tested.backend.as_ref(), &joined, schedule, true);
+                let alone =
+                    run(tested.backend.as_ref(), &case(before, group, true), schedule, true);
+                assert_eq!(found, alone, "{} on {} ({schedule:?})", joined.name, tested.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn ops_that_are_joined_give_the_same_bits() {
+    let one_of_each = [reference()].into_iter().chain(cpus().pop());
+    one_of_each.chain(cuda(Options::default())).for_each(|tested| check(&tested));
+}

@@ -1,0 +1,54 @@
+//! Every barrier and every wait of the CUDA kernels is noticed when it is missing.
+//!
+//! The emulator passes one of them by; then some case must give other bits, or fail, under some order
+//! of threads. Not here: whether results are right ([`super::bounds`], [`super::invariance`]).
+
+use super::case::Case;
+use super::session::{Rows, Schedule, run};
+use super::{cases, cuda, decoder, joined};
+use emulator::Options;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+const SCHEDULES: [Schedule; 2] = [Schedule::Whole, Schedule::Mixed(8)];
+
+/// Cases that come by all barriers and waits: each kernel that has one, over several rounds of its
+/// loops.
+fn chosen() -> Vec<Case> {
+    let names = ["norm: d 257", "linear w4: w4g32 [20, 2176]", "linear w8: w8g32 [20, 2176]"];
+    let long = |case: &Case| case.name.starts_with("attend") && case.name.contains("[530");
+    let chosen = |case: &Case| long(case) || names.iter().any(|name| case.name.starts_with(name));
+    let several = cases::all().into_iter().filter(chosen);
+    several.chain(joined::all()).chain(decoder::decoders().into_iter().take(1)).collect()
+}
+
+/// What a case gives on a device; none where it fails.
+fn outcome(case: &Case, schedule: Schedule, options: Options) -> Option<Rows> {
+    let tested = cuda(options)?;
+    catch_unwind(AssertUnwindSafe(|| run(tested.backend.as_ref(), case, schedule, true))).ok()
+}
+
+#[test]
+fn no_barrier_and_no_wait_can_be_left_out() {
+    if cuda(Options::default()).is_none() {
+        return;
+    }
+    let mut expected = vec![];
+    for case in chosen() {
+        for schedule in SCHEDULES {
+            let rows = outcome(&case, schedule, Options::default());
+            expected.push((case.clone(), schedule, rows.expect("it works with all of them")));
+        }
+    }
+    let sites = emulator::sites();
+    println!("barriers and waits: {sites:?}");
+    assert!(sites.len() >= 10, "the cases come by {sites:?} alone");
+    for site in sites {
+        let noticed = Options::all().into_iter().any(|options| {
+            let options = Options { passed: Some(site), ..options };
+            expected.iter().any(|(case, schedule, rows)| {
+                outcome(case, *schedule, options).as_ref() != Some(rows)
+            })
+        });
+        assert!(noticed, "nothing notices that {site:?} is missing");
+    }
+}

@@ -1,0 +1,45 @@
+//! The emulator as a device: the backend's own launches, run on a processor. For tests alone.
+
+use super::gpu::{Arg, Gpu, Launch, Pointer};
+use crate::Error;
+use emulator::{Emulator, Options};
+
+/// An emulated device.
+#[derive(Debug)]
+pub(crate) struct Emulated(Emulator);
+
+impl Emulated {
+    /// A device without memory; none where kernels cannot be emulated.
+    pub(crate) fn new(options: Options) -> Result<Self, Error> {
+        Emulator::new(options).map(Self).map_err(failed)
+    }
+}
+
+fn failed(reason: String) -> Error {
+    Error::Device { device: "emulated cuda".to_owned(), reason }
+}
+
+impl Gpu for Emulated {
+    fn alloc(&mut self, bytes: usize) -> Result<Pointer, Error> {
+        self.0.alloc(bytes).map(Pointer).map_err(failed)
+    }
+
+    fn write(&mut self, to: Pointer, bytes: &[u8]) -> Result<(), Error> {
+        self.0.write(to.0, bytes).map_err(failed)
+    }
+
+    fn read(&mut self, from: Pointer, bytes: &mut [u8]) -> Result<(), Error> {
+        self.0.read(from.0, bytes).map_err(failed)
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<(), Error> {
+        let Launch { kernel, grid, threads, shared, args } = launch;
+        let arg = |arg: &Arg| match *arg {
+            Arg::Pointer(pointer) => emulator::Arg::Pointer(pointer.0),
+            Arg::Int(value) => emulator::Arg::Int(value),
+            Arg::Float(value) => emulator::Arg::Float(value),
+        };
+        let args: Vec<_> = args.iter().map(arg).collect();
+        self.0.launch(kernel, *grid, *threads, *shared, &args).map_err(failed)
+    }
+}

@@ -1,0 +1,119 @@
+//! The CUDA backend: a program as launches of kernels that are compiled when they are needed.
+//!
+//! ```text
+//! build   store (weights in the order of tensor lanes) -> plan (launches) -> runner
+//! step    runner -> one write of the step's arrays -> launches -> one read of the logits
+//! device  gpu (the contract), driver (a real one); tests run the same launches on a processor
+//! kernels places -> nvrtc (the compiler, opened at run time) -> cache -> driver
+//! ```
+//! A row's result is the same bits whatever the other rows of the step. Quantized linears give the bits
+//! of the CPU backend; everything else is f32, the KV cache f16. The kernels' text is in crate
+//! `shaders`.
+//!
+//! Not here: families of models, other GPUs. Start at [`plan`], then `shaders/cuda`.
+
+mod api;
+mod arch;
+mod cache;
+mod devices;
+mod driver;
+#[cfg(test)]
+mod emulated;
+mod gpu;
+mod inputs;
+mod library;
+mod measure;
+mod nvrtc;
+mod places;
+mod plan;
+mod runner;
+mod store;
+
+pub use arch::Arch;
+pub use devices::{DeviceInfo, devices};
+pub use nvrtc::Nvrtc;
+pub use places::{Places, VARIABLE};
+
+use crate::{Backend, Error, Program, Runner, StepLimits, WeightSource, validate};
+use driver::Driver;
+use gpu::Gpu;
+use quant::Format;
+use runner::CudaRunner;
+use std::path::PathBuf;
+
+/// What the backend takes from its surroundings.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the compiler may lie.
+    pub nvrtc: Places,
+    /// Folder for compiled kernels; none keeps nothing.
+    pub cache: Option<PathBuf>,
+    /// Gets what a user may want to know and is no error, such as a folder that cannot be written.
+    pub say: fn(&str),
+}
+
+/// Bytes that are read to measure bandwidth: several times what the largest caches hold.
+const MEASURED_BYTES: usize = 1 << 30;
+
+/// Opens the device; each runner has memory and a queue of its own.
+type Open = dyn Fn() -> Result<Box<dyn Gpu>, Error> + Send;
+
+/// Runs programs on an NVIDIA GPU.
+pub struct CudaBackend {
+    open: Box<Open>,
+}
+
+impl std::fmt::Debug for CudaBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CudaBackend").finish_non_exhaustive()
+    }
+}
+
+impl CudaBackend {
+    /// Device `index` of this machine, opened for each runner that is built.
+    pub fn new(index: usize, options: Options) -> Self {
+        Self { open: Box::new(move || Ok(Box::new(Driver::open(index, &options)?))) }
+    }
+
+    /// Bytes per second that the device reads from its memory, measured now in a fraction of a second.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: the device cannot be opened, or fails.
+    pub fn read_bandwidth(&self) -> Result<f64, Error> {
+        measure::read_bandwidth((self.open)()?.as_mut(), MEASURED_BYTES)
+    }
+
+    /// The same kernels and launches on a processor.
+    #[cfg(test)]
+    pub(crate) fn emulated(options: emulator::Options) -> Self {
+        Self { open: Box::new(move || Ok(Box::new(emulated::Emulated::new(options)?))) }
+    }
+}
+
+impl Backend for CudaBackend {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn kernel_for(&self, format: Format) -> String {
+        match format {
+            Format::Dense(float) => format!("{float} cuda: a warp a column, f32 activations"),
+            Format::Grouped { bits, act_order, .. } => {
+                let (bits, gathered) = (bits.count(), if act_order { ", gathered" } else { "" });
+                format!("w{bits}a8 cuda: 16-row tiles on tensor cores{gathered}")
+            }
+        }
+    }
+
+    fn build(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        limits: &StepLimits,
+    ) -> Result<Box<dyn Runner>, Error> {
+        validate::program(program)?;
+        validate::limits(limits)?;
+        let runner = CudaRunner::new((self.open)()?, program, weights, limits)?;
+        Ok(Box::new(runner))
+    }
+}
