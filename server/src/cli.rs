@@ -171,8 +171,8 @@ pub struct SamplingArgs {
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct DeviceArgs {
-    /// Device to run on
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    /// Device to run on: cpu, cuda (or cuda:1, ...), reference
+    #[arg(long, default_value_t = DeviceName::Cpu)]
     pub device: DeviceName,
     /// Threads of the cpu device; default: all cores
     #[arg(long)]
@@ -186,12 +186,41 @@ pub struct DeviceArgs {
 }
 
 /// Devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceName {
     /// Fast kernels with int8 activations.
     Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
     /// The scalar specification in f32 and f64: exact and slow.
     Reference,
+}
+
+impl std::str::FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let numbered = |number: &str| number.parse().ok().map(Self::Cuda);
+        match name {
+            "cpu" => Ok(Self::Cpu),
+            "reference" => Ok(Self::Reference),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => name
+                .strip_prefix("cuda:")
+                .and_then(numbered)
+                .ok_or_else(|| "expected cpu, cuda, cuda:N or reference".to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::Reference => f.write_str("reference"),
+        }
+    }
 }
 
 /// Formats of the head's matrix.

@@ -65,11 +65,18 @@ fn machine_name(args: &DeviceArgs) -> String {
     let (cpu, threads) = (machine::cpu_name(), load::threads(args));
     match args.device {
         DeviceName::Reference => format!("{cpu}, reference"),
+        DeviceName::Cuda(number) => format!("{cpu}, {}", cuda_name(number)),
         DeviceName::Cpu => {
             let isa = args.cpu_isa.map_or_else(Isa::best, load::isa);
             format!("{cpu}, {isa}, {threads} threads")
         }
     }
+}
+
+/// The GPU's name; without one nothing is measured.
+fn cuda_name(number: usize) -> String {
+    let devices = kernels::cuda::devices().unwrap_or_default();
+    devices.into_iter().nth(number).map_or_else(|| format!("cuda:{number}"), |device| device.name)
 }
 
 /// Measures a verifier (built for [`EngineConfig::step_limits`]) and, if there is one, its draft

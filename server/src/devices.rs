@@ -1,12 +1,12 @@
 //! `foretoken devices`: what this machine offers and what is not there, with the reason.
 
-use crate::Io;
 use crate::cli::DevicesArgs;
+use crate::{Io, environment};
 use serde_json::json;
 
 /// Runs the command.
 pub(crate) fn run(args: &DevicesArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
-    let devices = kernels::devices::list();
+    let devices = kernels::devices::list(&environment::cuda_compiler());
     let threads = kernels::cpu::available_threads();
     let bandwidth = kernels::devices::read_bandwidth(threads);
     if args.json {

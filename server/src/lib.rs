@@ -13,6 +13,7 @@ pub mod cli;
 mod costs;
 mod demo;
 mod devices;
+mod environment;
 mod generate;
 mod inspect;
 mod io;

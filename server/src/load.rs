@@ -1,11 +1,12 @@
 //! From the words on the command line to a model and a runner on a device.
 
 use crate::cli::{DeviceArgs, DeviceName, HeadName, IsaName};
-use crate::{Io, demo};
+use crate::{Io, demo, environment};
 use anyhow::{Context, anyhow, bail};
 use engine::files::ModelFiles;
 use engine::model::{Head, Model, ModelOptions};
 use kernels::cpu::{CpuBackend, CpuOptions, Isa, available_threads};
+use kernels::cuda::CudaBackend;
 use kernels::program::{Program, WeightId};
 use kernels::reference::ReferenceBackend;
 use kernels::{Backend, Runner, StepLimits, WeightSource};
@@ -48,20 +49,19 @@ pub(crate) fn open(name: &str, head: Head) -> anyhow::Result<Model> {
 pub(crate) fn head(choice: HeadName, device: DeviceName) -> Head {
     match (choice, device) {
         (HeadName::Keep, _) | (HeadName::Auto, DeviceName::Reference) => Head::Keep,
-        (HeadName::Auto, DeviceName::Cpu) => Head::Auto,
+        (HeadName::Auto, DeviceName::Cpu | DeviceName::Cuda(_)) => Head::Auto,
         (HeadName::Int8, _) => Head::Int8,
     }
 }
 
 /// The backend that `args` ask for.
 pub(crate) fn backend(args: &DeviceArgs) -> anyhow::Result<Box<dyn Backend>> {
+    if args.device != DeviceName::Cpu && (args.threads.is_some() || args.cpu_isa.is_some()) {
+        bail!("--threads and --cpu-isa belong to --device cpu; {} has neither", args.device);
+    }
     match args.device {
-        DeviceName::Reference => {
-            if args.threads.is_some() || args.cpu_isa.is_some() {
-                bail!("--threads and --cpu-isa belong to --device cpu; reference has neither");
-            }
-            Ok(Box::new(ReferenceBackend))
-        }
+        DeviceName::Reference => Ok(Box::new(ReferenceBackend)),
+        DeviceName::Cuda(number) => Ok(Box::new(cuda(number))),
         DeviceName::Cpu => {
             if args.threads == Some(0) {
                 bail!("--threads is 0: give at least one");
@@ -70,6 +70,16 @@ pub(crate) fn backend(args: &DeviceArgs) -> anyhow::Result<Box<dyn Backend>> {
             Ok(Box::new(CpuBackend::new(&CpuOptions { threads: args.threads, isa })?))
         }
     }
+}
+
+/// An NVIDIA GPU, by its number.
+pub(crate) fn cuda(number: usize) -> CudaBackend {
+    let options = kernels::cuda::Options {
+        nvrtc: environment::cuda_compiler(),
+        cache: environment::caches().map(|folder| folder.join("cuda")),
+        say: |text| eprintln!("{text}"),
+    };
+    CudaBackend::new(number, options)
 }
 
 /// The instruction set called `name`.
@@ -82,10 +92,10 @@ pub(crate) fn isa(name: IsaName) -> Isa {
     }
 }
 
-/// Threads that `args` give a run: one on the reference device.
+/// Threads that `args` give a run: one on devices that are not the processor.
 pub(crate) fn threads(args: &DeviceArgs) -> usize {
     match (args.device, args.threads) {
-        (DeviceName::Reference, _) => 1,
+        (DeviceName::Reference | DeviceName::Cuda(_), _) => 1,
         (DeviceName::Cpu, Some(threads)) => threads,
         (DeviceName::Cpu, None) => available_threads(),
     }

@@ -170,9 +170,11 @@ struct Place<'a> {
 fn places(args: &MeasuringArgs) -> anyhow::Result<Vec<Place<'_>>> {
     let place = |threads| Place { args, threads };
     match args.device {
-        DeviceName::Reference if args.threads.is_empty() => Ok(vec![place(1)]),
-        DeviceName::Reference => {
-            bail!("--threads belongs to --device cpu; reference has one thread")
+        DeviceName::Reference | DeviceName::Cuda(_) if args.threads.is_empty() => {
+            Ok(vec![place(1)])
+        }
+        DeviceName::Reference | DeviceName::Cuda(_) => {
+            bail!("--threads belongs to --device cpu; {} has one thread", args.device)
         }
         DeviceName::Cpu if args.threads.is_empty() => Ok(vec![place(available_threads())]),
         DeviceName::Cpu => Ok(args.threads.iter().map(|&threads| place(threads)).collect()),
@@ -193,10 +195,7 @@ impl Place<'_> {
     }
 
     fn setting(&self, subject: &Subject) -> Setting {
-        let device = match self.args.device {
-            DeviceName::Cpu => "cpu",
-            DeviceName::Reference => "reference",
-        };
+        let device = self.args.device.to_string();
         Setting {
             version: env!("CARGO_PKG_VERSION"),
             date: machine::utc_now(),
@@ -213,7 +212,10 @@ impl Place<'_> {
 
     /// Measures what the machine can do now.
     fn ceilings(&self) -> anyhow::Result<Ceilings> {
-        let read = devices::read_bandwidth(self.threads);
+        let read = match self.args.device {
+            DeviceName::Cuda(number) => load::cuda(number).read_bandwidth()?,
+            DeviceName::Cpu | DeviceName::Reference => devices::read_bandwidth(self.threads),
+        };
         let int8 = self.isa().map(|isa| devices::int8_peak(isa, self.threads)).transpose()?;
         Ok(Ceilings { read, int8 })
     }

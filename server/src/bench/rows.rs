@@ -18,7 +18,7 @@ pub(crate) struct Setting {
     pub(crate) format: String,
     pub(crate) parameters: usize,
     pub(crate) weight_bytes: usize,
-    pub(crate) device: &'static str,
+    pub(crate) device: String,
     /// None on the reference device.
     pub(crate) isa: Option<String>,
     pub(crate) threads: usize,

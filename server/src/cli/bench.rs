@@ -131,7 +131,7 @@ pub struct MeasuringArgs {
     #[arg(long, value_enum)]
     pub cpu_isa: Option<IsaName>,
     /// Device to run on
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    #[arg(long, default_value_t = DeviceName::Cpu)]
     pub device: DeviceName,
     /// Most of the machine, in percent of its processor time, that other processes may use during
     /// a repetition; louder ones are dropped and repeated, up to three times as many in all

@@ -1,15 +1,16 @@
 //! Measured costs on disk: one small file a pair of models and machine.
 //!
-//! In `$XDG_CACHE_HOME/foretoken/costs`, else `~/.cache/foretoken/costs`. Costs depend on what is
-//! computed, not on the values of weights, so the key is the programs (every shape, format and
-//! operation), the step sizes, the processor, threads and instruction set, and this version. A
-//! file that does not say exactly the same, or does not parse, is measured anew and replaced.
+//! In folder `costs` of [`environment::caches`]. Costs depend on what is computed, not on the values
+//! of weights, so the key is the programs (every shape, format and operation), the step sizes, the
+//! processor, threads and instruction set, and this version. A file that does not say exactly the
+//! same, or does not parse, is measured anew and replaced.
 
+use crate::environment;
 use engine::engine::EngineConfig;
 use engine::speculation::{Costs, Curve, DraftCosts};
 use kernels::Program;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What costs depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +59,8 @@ pub(crate) fn cached(
     measure: impl FnOnce() -> anyhow::Result<Costs>,
     say: impl FnOnce(&str),
 ) -> anyhow::Result<Costs> {
-    cached_in(folder().as_deref(), key, measure, say)
+    let folder = environment::caches().map(|caches| caches.join("costs"));
+    cached_in(folder.as_deref(), key, measure, say)
 }
 
 fn cached_in(
@@ -77,13 +79,6 @@ fn cached_in(
         say(&format!("costs were measured but not kept in {}: {error}", path.display()));
     }
     Ok(costs)
-}
-
-/// The folder for measured costs; none where the environment names no place for caches.
-fn folder() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let home = || variable("HOME").map(|home| home.join(".cache"));
-    Some(variable("XDG_CACHE_HOME").or_else(home)?.join("foretoken").join("costs"))
 }
 
 /// A file.

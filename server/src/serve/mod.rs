@@ -38,7 +38,7 @@ mod worker;
 
 use crate::Io;
 use crate::bench::machine;
-use crate::cli::{HeadName, ServeArgs, ToolFormat};
+use crate::cli::{DeviceName, HeadName, ServeArgs, ToolFormat};
 use crate::speculate::Draft;
 use crate::{generate, load, run};
 use access::Access;
@@ -214,13 +214,24 @@ fn prefix_caching(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> Pre
     }
 }
 
+/// Bytes that a GPU has left once the model's weights are there, but for a tenth; none without a
+/// GPU, which opening it says.
+fn cuda_room(number: usize, model: &Model) -> Option<u64> {
+    let device = kernels::cuda::devices().ok()?.into_iter().nth(number)?;
+    let left = device.free.saturating_sub(model.program().weight_bytes());
+    Some((left / 10 * 9) as u64)
+}
+
 /// Positions for which keys and values are kept.
 fn positions(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> usize {
     let wanted = (args.max_running as usize).saturating_mul(model.spec().context_len as usize);
     let drafts = draft.and_then(Draft::model).map_or(0, |m| m.program().kv_elements_per_token());
     // Two bytes an element.
     let bytes = 2 * (model.program().kv_elements_per_token() + drafts).max(1);
-    let free = machine::available_memory().unwrap_or(u64::MAX);
-    let fits = usize::try_from(free / 2).unwrap_or(usize::MAX) / bytes;
+    let room = match args.device.device {
+        DeviceName::Cuda(number) => cuda_room(number, model),
+        DeviceName::Cpu | DeviceName::Reference => machine::available_memory().map(|free| free / 2),
+    };
+    let fits = usize::try_from(room.unwrap_or(u64::MAX)).unwrap_or(usize::MAX) / bytes;
     args.kv_tokens.unwrap_or_else(|| wanted.min(fits)).next_multiple_of(BLOCK_LEN)
 }
