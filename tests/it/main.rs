@@ -7,6 +7,7 @@
 
 mod bench;
 mod cli;
+mod cuda;
 mod demo;
 mod golden;
 mod hostile;

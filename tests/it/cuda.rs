@@ -1,0 +1,226 @@
+//! The compile gate of the CUDA kernels: every source, for every generation of devices, on any machine.
+//!
+//! Needs NVIDIA's compiler but no GPU: found as a user's would be, or named by FORETOKEN_NVRTC. What
+//! was compiled is inspected by `cuobjdump`, where the variable CUOBJDUMP names it. `tests/cuda/run.sh`
+//! brings both. Not here: whether results are right (kernels' own tests, on a processor).
+
+use kernels::cuda::{Arch, Nvrtc, Places};
+use shaders::Source;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A device of each generation, oldest first.
+const ARCHS: [Arch; 8] = [
+    Arch::new(75),
+    Arch::new(80),
+    Arch::new(86),
+    Arch::new(89),
+    Arch::new(90),
+    Arch::own(90),
+    Arch::new(100),
+    Arch::new(120),
+];
+/// Kernels that may have bytes of memory a thread beside registers, with the architecture and how many.
+const SPILLS: [(&str, u32, u32); 1] = [
+    // Turing copies to shared memory through registers; NVRTC 12.9 stops at 128 of them.
+    ("gemm_w4_s64", 75, 72),
+];
+/// How kernels' names begin, the oldest architecture, and an instruction that such kernels must have.
+const INSTRUCTIONS: [(&str, u32, &str); 7] = [
+    // int8 tensor instructions
+    ("linear_w", 75, "IMMA"),
+    ("gemm_w", 75, "IMMA"),
+    // weights in loads of 16 bytes that leave the first-level cache alone
+    ("linear_w4_s64", 75, ".128.CONSTANT"),
+    ("linear_w8", 75, ".128.CONSTANT"),
+    ("gemm_w4_s64", 75, ".128.CONSTANT"),
+    ("gemm_w8", 75, ".128.CONSTANT"),
+    // copies to shared memory beside the arithmetic
+    ("gemm_w", 80, "LDGSTS.E.BYPASS.128"),
+];
+
+/// The compiler, or the reason why there is none, printed.
+fn compiler() -> Option<Nvrtc> {
+    let places = Places::new(|name| std::env::var_os(name), None);
+    match Nvrtc::find(&places, None) {
+        Ok(nvrtc) => {
+            println!("{nvrtc:?}");
+            Some(nvrtc)
+        }
+        Err(error) => {
+            // Whoever names a compiler wants it used.
+            assert!(std::env::var_os(kernels::cuda::VARIABLE).is_none(), "{error}");
+            println!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// What one kernel became.
+#[derive(Debug, Default)]
+struct Kernel {
+    registers: u32,
+    /// Bytes of a thread's own memory: spilled registers, arrays.
+    stack: u32,
+    /// Instructions, a line each.
+    code: String,
+}
+
+/// Number behind `key` in a line such as `REG:32 STACK:0 SHARED:1024 LOCAL:0`.
+fn number(line: &str, key: &str) -> Option<u32> {
+    let rest = line.split_whitespace().find_map(|word| word.strip_prefix(key))?;
+    rest.parse().ok()
+}
+
+/// Name behind `Function` in a line of cuobjdump's.
+fn function(line: &str) -> Option<&str> {
+    let rest = line.trim().strip_prefix("Function")?;
+    Some(rest.trim_start_matches([' ', ':']).trim_end_matches(':'))
+}
+
+fn cuobjdump(tool: &Path, option: &str, file: &Path) -> String {
+    let done = Command::new(tool).arg(option).arg(file).output();
+    let done = done.unwrap_or_else(|error| panic!("{}: {error}", tool.display()));
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{} {option}: {said}", tool.display());
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+/// The kernels of a CUBIN by name.
+fn inspect(tool: &Path, cubin: &[u8]) -> BTreeMap<String, Kernel> {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = dir.path().join("kernels.cubin");
+    std::fs::write(&file, cubin).expect("a file");
+    let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
+    let mut current = None;
+    for line in cuobjdump(tool, "-res-usage", &file).lines() {
+        current = function(line).map(str::to_owned).or(current);
+        if let (Some(name), Some(registers)) = (&current, number(line, "REG:")) {
+            let own = ["STACK:", "LOCAL:"].map(|key| number(line, key).expect("bytes"));
+            let kernel = Kernel { registers, stack: own.iter().sum(), code: String::new() };
+            kernels.insert(name.clone(), kernel);
+        }
+    }
+    let mut current = None;
+    for line in cuobjdump(tool, "-sass", &file).lines() {
+        current = function(line).map(str::to_owned).or(current);
+        if let Some(kernel) = current.as_ref().and_then(|name| kernels.get_mut(name)) {
+            kernel.code.push_str(line);
+            kernel.code.push('\n');
+        }
+    }
+    kernels
+}
+
+/// What is wrong with a kernel.
+fn complaints(name: &str, arch: Arch, kernel: &Kernel) -> Vec<String> {
+    let may = SPILLS.iter().find(|(kernel, on, _)| *kernel == name && *on == arch.number());
+    let spills = kernel.stack > may.map_or(0, |(_, _, bytes)| *bytes);
+    let spills = spills.then(|| format!("{name} takes {} bytes of memory a thread", kernel.stack));
+    let wanted = INSTRUCTIONS
+        .iter()
+        .filter(|(start, oldest, _)| name.starts_with(start) && arch.number() >= *oldest);
+    let missing = wanted
+        .filter(|(_, _, instruction)| !kernel.code.contains(instruction))
+        .map(|(_, _, instruction)| format!("{name} has no {instruction}"));
+    spills.into_iter().chain(missing).collect()
+}
+
+/// Compiles and inspects all sources for one architecture: what is wrong, and registers by kernel.
+fn gate(nvrtc: &Nvrtc, tool: Option<&Path>, arch: Arch) -> (Vec<String>, BTreeMap<String, u32>) {
+    let (mut wrong, mut registers) = (vec![], BTreeMap::new());
+    for source in shaders::CUDA {
+        let cubin = match nvrtc.compile(source, arch, &[]) {
+            Ok(cubin) => cubin,
+            Err(error) => {
+                wrong.push(error.to_string());
+                continue;
+            }
+        };
+        let Some(tool) = tool else { continue };
+        let kernels = inspect(tool, &cubin);
+        assert!(!kernels.is_empty(), "{} has no kernels for {arch}", source.name);
+        for (name, kernel) in kernels {
+            let found = complaints(&name, arch, &kernel);
+            wrong.extend(found.into_iter().map(|what| format!("{arch} {}: {what}", source.name)));
+            registers.insert(name, kernel.registers);
+        }
+    }
+    (wrong, registers)
+}
+
+#[test]
+fn every_kernel_compiles_for_every_generation() {
+    let Some(nvrtc) = compiler() else { return };
+    let tool = std::env::var_os("CUOBJDUMP").map(PathBuf::from);
+    if tool.is_none() {
+        println!("machine code is not inspected: CUOBJDUMP names no tool");
+    }
+    let gates = std::thread::scope(|scope| {
+        let one = |arch| scope.spawn(|| gate(&nvrtc, tool.as_deref(), arch));
+        ARCHS.map(one).map(|thread| thread.join().expect("a thread"))
+    });
+    let mut table: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    for (kernel, registers) in gates.iter().flat_map(|(_, registers)| registers) {
+        table.entry(kernel.clone()).or_default().push(*registers);
+    }
+    println!("registers for {}", ARCHS.map(|arch| arch.to_string()).join(" "));
+    for (kernel, registers) in &table {
+        println!("{kernel:<24} {registers:?}");
+    }
+    let wrong: Vec<String> = gates.into_iter().flat_map(|(wrong, _)| wrong).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let names = INSTRUCTIONS.iter().map(|(start, ..)| start).chain(SPILLS.iter().map(|(n, ..)| n));
+    for start in names.filter(|_| !table.is_empty()) {
+        assert!(table.keys().any(|name| name.starts_with(start)), "no kernel is named {start}");
+    }
+}
+
+#[test]
+fn a_wrong_source_is_refused_with_its_line() {
+    let Some(nvrtc) = compiler() else { return };
+    let refuse = |text, arch| {
+        let source = Source { name: "cuda/wrong.cu", text };
+        nvrtc.compile(&source, arch, &[]).expect_err("is wrong").to_string()
+    };
+    let said = refuse("FT_KERNEL(32) f(int* x) {\n    *x = y;\n}\n", Arch::new(80));
+    assert!(said.contains("cuda/wrong.cu(2)") && said.contains("\"y\""), "{said}");
+    let said = refuse("FT_KERNEL(32) f(int* x) {}", Arch::new(31));
+    assert!(said.contains("sm_31") && said.contains("arch"), "{said}");
+    let said = refuse("zero \0 inside", Arch::new(80));
+    assert!(said.contains("cannot be compiled"), "{said}");
+}
+
+#[test]
+fn defines_reach_the_source() {
+    let Some(nvrtc) = compiler() else { return };
+    let text = "#if WIDTH != 3\n#error no width\n#endif\nFT_KERNEL(32) f(int* x) {}\n";
+    let source = Source { name: "cuda/defined.cu", text };
+    assert!(nvrtc.compile(&source, Arch::new(86), &["WIDTH=3"]).is_ok());
+    let said = nvrtc.compile(&source, Arch::new(86), &[]).expect_err("undefined").to_string();
+    assert!(said.contains("no width"), "{said}");
+}
+
+#[test]
+fn what_cuobjdump_prints_is_understood() {
+    let line = "  REG:32 STACK:16 SHARED:1024 LOCAL:0 CONSTANT[0]:400 TEXTURE:0";
+    assert_eq!(number(line, "REG:"), Some(32));
+    assert_eq!(number(line, "STACK:"), Some(16));
+    assert_eq!(function(" Function rope:"), Some("rope"));
+    assert_eq!(function("\t\tFunction : rms_norm"), Some("rms_norm"));
+}
+
+#[test]
+fn spills_and_missing_instructions_are_found() {
+    let complain = |name, arch, stack, code: &str| {
+        complaints(name, Arch::new(arch), &Kernel { registers: 1, stack, code: code.to_owned() })
+    };
+    assert_eq!(complain("gather", 80, 0, ""), [""; 0]);
+    assert_eq!(complain("gather", 80, 8, "").len(), 1);
+    let turing = "IMMA.8816.U8.S8 LDG.E.128.CONSTANT.SYS";
+    assert_eq!(complain("gemm_w4_s64", 75, 72, turing), [""; 0]);
+    assert_eq!(complain("gemm_w4_s64", 75, 73, turing).len(), 1);
+    assert_eq!(complain("gemm_w4_s64", 80, 0, turing).len(), 1, "no asynchronous copy");
+    assert_eq!(complain("linear_w4_s32_m8", 80, 0, "LDG.E.64"), ["linear_w4_s32_m8 has no IMMA"]);
+}
