@@ -158,7 +158,8 @@ fn every_kernel_compiles_for_every_generation() {
         println!("machine code is not inspected: CUOBJDUMP names no tool");
     }
     let gates = std::thread::scope(|scope| {
-        let one = |arch| scope.spawn(|| gate(&nvrtc, tool.as_deref(), arch));
+        let (nvrtc, tool) = (&nvrtc, tool.as_deref());
+        let one = |arch| scope.spawn(move || gate(nvrtc, tool, arch));
         ARCHS.map(one).map(|thread| thread.join().expect("a thread"))
     });
     let mut table: BTreeMap<String, Vec<u32>> = BTreeMap::new();

@@ -9,7 +9,7 @@ use jsonschema::{Draft, Validator};
 use kernels::program::TokenId;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use testkit::rng::Rng;
+use testkit::Rng;
 
 /// Folder, draft and the name that a schema has to give for it.
 const DRAFTS: [(&str, Draft, &str); 5] = [
