@@ -20,5 +20,5 @@ python3 -m venv "$environment" 2>/dev/null || skip "python3 -m venv does not wor
 packages=$(echo "$environment"/lib/python3*/site-packages/nvidia)
 export CUOBJDUMP=$packages/cu13/bin/cuobjdump PATH=$packages/cu13/bin:$PATH
 for library in "$packages/cu13/lib" "$packages/cuda_nvrtc/lib"; do
-    FORETOKEN_NVRTC=$library cargo test --release --locked -p testkit --test it cuda:: -- --show-output
+    FORETOKEN_NVRTC=$library cargo test --release --workspace --locked --test it cuda:: -- --show-output
 done
