@@ -22,9 +22,11 @@ const ARCHS: [Arch; 8] = [
     Arch::new(120),
 ];
 /// Kernels that may have bytes of memory a thread beside registers, with the architecture and how many.
-const SPILLS: [(&str, u32, u32); 1] = [
+const SPILLS: [(&str, u32, u32); 2] = [
     // Turing copies to shared memory through registers; NVRTC 12.9 stops at 128 of them.
     ("gemm_w4_s64", 75, 72),
+    // NVRTC 12.9 keeps the digits of 2 / pi in memory, with which angles beyond 105615 are reduced.
+    ("rope", 90, 32),
 ];
 /// How kernels' names begin, the oldest architecture, and an instruction that such kernels must have.
 const INSTRUCTIONS: [(&str, u32, &str); 7] = [
