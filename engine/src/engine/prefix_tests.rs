@@ -91,8 +91,8 @@ fn equal_requests_that_arrive_together_are_computed_once() {
     assert_eq!(engine.counts().prefix.cached, 16 + 16 + 8);
 }
 
-/// Less than half of a prompt is not worth a step in which the rest could be computed, and nobody waits for a
-/// prompt that is computed already.
+/// Less than half of a prompt is not worth a step in which the rest could be computed, and nobody
+/// waits for a prompt that is computed already.
 #[test]
 fn requests_with_little_in_common_start_together() {
     let (mut engine, log) = engine_with(config(ALWAYS), Faults::default());

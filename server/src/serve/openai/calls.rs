@@ -383,7 +383,7 @@ mod tests {
             "[TOOL_CALLS]f[ARGS]{\"a\": 1",
             "[TOOL_CALLS]f {\"a\": 1}",
             "[TOOL_CALLS][ARGS]{}",
-            "[TOOL_CALLS]f[CALL_ID]{}[ARG",
+            "[TOOL_CALLS]f[CALL_ID]x[ARG",
         ] {
             assert_eq!(read(Mistral, text), (text.to_owned(), vec![]));
         }
