@@ -53,7 +53,7 @@ pub(super) fn sound(schema: &Value) -> Result<Map<String, Value>, String> {
         return Err(format!("$schema {draft:?} is not supported: the oldest that is, is draft 4"));
     }
     let mut walk = Walk { whole: schema.clone(), ..Walk::default() };
-    walk.visit(&mut schema, "#".into())?;
+    walk.visit(&mut schema, "#")?;
     if let Some(reference) = walk.astray() {
         return Err(format!(
             "$ref {reference:?} is not supported: it does not lead to a schema within this one"
@@ -79,8 +79,8 @@ struct Walk {
 }
 
 impl Walk {
-    fn visit(&mut self, schema: &mut Value, place: String) -> Result<(), String> {
-        self.places.insert(place.clone());
+    fn visit(&mut self, schema: &mut Value, place: &str) -> Result<(), String> {
+        self.places.insert(place.to_owned());
         let Value::Object(keys) = schema else { return Ok(()) };
         // To the parser the whole is of one draft, and a reference starts at its root.
         let is_text = |key: &str| keys.get(key).is_some_and(Value::is_string);
@@ -98,17 +98,17 @@ impl Walk {
             match value {
                 Value::Object(named) if NAMED.contains(&key) => {
                     for (name, inner) in named.iter_mut() {
-                        self.visit(inner, format!("{place}/{}", escaped(name)))?;
+                        self.visit(inner, &format!("{place}/{}", escaped(name)))?;
                     }
                 }
                 Value::Array(several) if SEVERAL.contains(&key) => {
                     for (i, inner) in several.iter_mut().enumerate() {
                         let opened = key == "oneOf" && self.open(inner);
-                        self.visit(inner, format!("{place}/{i}"))?;
+                        self.visit(inner, &format!("{place}/{i}"))?;
                         self.open.truncate(self.open.len() - usize::from(opened));
                     }
                 }
-                one if ONE.contains(&key) => self.visit(one, place)?,
+                one if ONE.contains(&key) => self.visit(one, &place)?,
                 _ => {}
             }
         }

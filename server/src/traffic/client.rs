@@ -241,7 +241,7 @@ pub(super) fn reason(body: &str) -> String {
 
 /// The innermost cause, which says most; the outer ones say that something failed.
 fn causes(error: &dyn Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |cause| causes(cause))
+    error.source().map_or_else(|| error.to_string(), causes)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ fn setting() -> Setting {
         format: "w4g128".to_owned(),
         parameters: 1,
         weight_bytes: 1,
-        device: "cpu",
+        device: "cpu".to_owned(),
         isa: None,
         threads: 2,
     }

@@ -51,7 +51,7 @@ impl FormatParams {
     /// The one grammar that is asked for.
     pub(crate) fn asked(self) -> Result<Option<Asked>, ApiError> {
         let all = [
-            ("response_format", self.response_format.map(response_format).transpose()?.flatten()),
+            ("response_format", self.response_format.as_ref().map(response_format).transpose()?.flatten()),
             ("structured_outputs", self.structured_outputs.map(structured).transpose()?),
             ("guided_json", schema(self.guided_json, "guided_json")?),
             ("json_schema", schema(self.json_schema, "json_schema")?),
@@ -78,7 +78,7 @@ pub(crate) fn only(mut asked: Vec<Asked>) -> Result<Option<Asked>, ApiError> {
     Ok(asked.pop())
 }
 
-fn response_format(format: Value) -> Result<Option<GrammarSource>, ApiError> {
+fn response_format(format: &Value) -> Result<Option<GrammarSource>, ApiError> {
     let refuse = |message: String| Err(ApiError::invalid(message).of("response_format"));
     match format["type"].as_str() {
         _ if format.is_null() => Ok(None),
