@@ -24,9 +24,9 @@ use serde_json::{Value, json};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-/// White space between the parts of JSON: a new line and deep indentation, but no page of blanks,
-/// in which a small model can get lost.
-const JSON_SPACE: &str = r"[ \t\r\n]{1,40}";
+/// White space between the parts of JSON: one space, or a new line and its indentation, but no page
+/// of blanks, in which a small model can get lost.
+const JSON_SPACE: &str = r" |\r?\n[ \t]{0,24}";
 
 /// What may follow a backslash: not `u`, by which a key could be spelled in another way and escape
 /// what the schema says of it.
