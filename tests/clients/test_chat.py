@@ -132,7 +132,7 @@ def test_one_of_several_texts_is_chosen(client):
 def caller(tmp_path_factory):
     """A server whose template shows tools and their calls."""
     template = tmp_path_factory.mktemp("template") / "tools.jinja"
-    template.write_text("{% if tools %}{{ tools | tojson }} <tool_call>{% endif %}{{ messages[-1].content }}")
+    template.write_text("{% if tools %}{{ tools[0].function.name }} <tool_call>{% endif %}{{ messages[-1].content }}")
     server = Server(CHAT, "--served-model-name", "chat", "--chat-template", template)
     with server.client() as client:
         yield client

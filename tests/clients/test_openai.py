@@ -55,7 +55,8 @@ def test_echo_scores_the_prompt(client):
         assert 3 <= len(top) <= 4 and top[token] == value
     # Greedy: each generated token is the likeliest.
     assert [max(top.values()) for top in logprobs.top_logprobs[-4:]] == logprobs.token_logprobs[-4:]
-    assert logprobs.text_offset == [sum(map(len, logprobs.tokens[:i])) for i in range(len(logprobs.tokens))]
+    lens = [0] + [len(token) for token in logprobs.tokens[1:]]
+    assert logprobs.text_offset == [sum(lens[:i]) for i in range(len(lens))]
 
 
 def test_a_prompt_alone_can_be_scored(client):

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 /// White space between the parts of JSON: one space, or a new line and its indentation, but no page
 /// of blanks, in which a small model can get lost.
-const JSON_SPACE: &str = r" |\r?\n[ \t]{0,24}";
+const JSON_SPACE: &str = r" |\r?\n[ \t]{0,20}";
 
 /// What may follow a backslash: not `u`, by which a key could be spelled in another way and escape
 /// what the schema says of it.
