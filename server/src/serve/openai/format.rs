@@ -51,7 +51,10 @@ impl FormatParams {
     /// The one grammar that is asked for.
     pub(crate) fn asked(self) -> Result<Option<Asked>, ApiError> {
         let all = [
-            ("response_format", self.response_format.as_ref().map(response_format).transpose()?.flatten()),
+            (
+                "response_format",
+                self.response_format.as_ref().map(response_format).transpose()?.flatten(),
+            ),
             ("structured_outputs", self.structured_outputs.map(structured).transpose()?),
             ("guided_json", schema(self.guided_json, "guided_json")?),
             ("json_schema", schema(self.json_schema, "json_schema")?),
