@@ -21,12 +21,19 @@ use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::sync::Arc;
 
 /// White space between the parts of JSON: one space, or a new line and its indentation, but no page
 /// of blanks, in which a small model can get lost.
 const JSON_SPACE: &str = r" |\r?\n[ \t]{0,20}";
+
+/// Bytes of a grammar.
+const SOURCE_MAX: usize = 64 << 10;
+
+/// Stack in bytes on which a grammar is parsed: the crate goes from rule to rule and from reference
+/// to reference by recursion, of which there can be some thousands, at up to 13 KB each.
+const STACK: usize = 256 << 20;
 
 /// What may follow a backslash: not `u`, by which a key could be spelled in another way and escape
 /// what the schema says of it.
@@ -141,16 +148,43 @@ impl Grammars {
     /// [`GrammarError::Source`] says what is wrong with the grammar, which keyword of a schema is
     /// not supported, or which limit it exceeds.
     pub fn guide(&self, source: &GrammarSource) -> Result<Guide, GrammarError> {
-        let top_level = top_level(source)?;
-        // The crate is careful, but some of its messages cut text within a character.
-        let made = catch_unwind(AssertUnwindSafe(|| self.factory.create_parser(top_level)));
-        let Ok(parser) = made else {
-            return Err(GrammarError::Source { reason: "it cannot be read".into() });
-        };
-        let matcher = Matcher::new(parser);
+        let refuse = |reason: String| Err(GrammarError::Source { reason });
+        let bytes = source.len();
+        if bytes > SOURCE_MAX {
+            return refuse(format!("it has {bytes} bytes, expected at most {SOURCE_MAX}"));
+        }
+        let made = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(STACK);
+            thread.spawn_scoped(scope, || self.parse(source)).map(|thread| thread.join())
+        });
+        match made {
+            Ok(Ok(guide)) => guide,
+            // The crate is careful, but some of its messages cut text within a character.
+            Ok(Err(_)) => refuse("it cannot be read".into()),
+            Err(e) => refuse(format!("it cannot be read now: {e}")),
+        }
+    }
+
+    fn parse(&self, source: &GrammarSource) -> Result<Guide, GrammarError> {
+        let matcher = Matcher::new(self.factory.create_parser(top_level(source)?));
         match matcher.get_error() {
             None => Ok(Guide::new(matcher)),
             Some(reason) => Err(GrammarError::Source { reason: said(&reason) }),
+        }
+    }
+}
+
+impl GrammarSource {
+    /// Its size in bytes, about.
+    fn len(&self) -> usize {
+        match self {
+            Self::JsonObject => 0,
+            Self::JsonSchema(schema) => schema.to_string().len(),
+            Self::Regex(text) | Self::Lark(text) => text.len(),
+            Self::Choice(texts) => texts.iter().map(|text| text.len() + 1).sum(),
+            Self::Mixed { lark, schemas } => {
+                lark.len() + schemas.iter().map(|schema| schema.to_string().len()).sum::<usize>()
+            }
         }
     }
 }

@@ -225,6 +225,30 @@ fn schemas_that_would_be_misread_are_refused_by_their_keyword() {
     assert!(grammars.guide(&GrammarSource::JsonSchema(value)).is_ok());
 }
 
+/// Each rule or reference leads to the next: the parser recurses as deep.
+#[test]
+fn long_chains_are_followed_or_refused() {
+    let grammars = grammars();
+    let rules: Vec<String> = (0..3000).map(|i| format!("r{i}: r{} \"a\"", i + 1)).collect();
+    let lark = format!("start: r0\n{}\nr3000: \"b\"", rules.join("\n"));
+    assert!(grammars.guide(&GrammarSource::Lark(lark)).is_ok());
+    for list in [json!(null), json!(true)] {
+        let link = |i: usize| {
+            let next = json!({"$ref": format!("#/$defs/{}", i + 1)});
+            let way =
+                if list.is_null() { json!({"items": next}) } else { json!({"allOf": [next]}) };
+            (i.to_string(), way)
+        };
+        let mut all: serde_json::Map<_, _> = (0..1500).map(link).collect();
+        all.insert("1500".into(), json!({"type": "integer"}));
+        let schema = json!({"$ref": "#/$defs/0", "$defs": all});
+        // What matters is that there is an answer.
+        let _ = grammars.guide(&GrammarSource::JsonSchema(schema));
+    }
+    let long = GrammarSource::Choice(vec!["a".repeat(70_000)]);
+    assert!(grammars.guide(&long).unwrap_err().to_string().contains("65536"));
+}
+
 #[test]
 fn values_by_schemas_stand_within_a_grammar() {
     let days = json!({"$defs": {"day": {"type": "integer"}}, "items": {"$ref": "#/$defs/day"},
