@@ -19,6 +19,14 @@ impl ToolFormat {
         }
     }
 
+    /// What stands within a call and may be a token of its own.
+    pub(crate) fn inner_marks(self) -> &'static [&'static str] {
+        match self {
+            Self::Hermes | Self::Llama3 => &[],
+            Self::Mistral => &["[CALL_ID]", "[ARGS]"],
+        }
+    }
+
     /// What may stand behind a call.
     fn close(self) -> &'static str {
         match self {

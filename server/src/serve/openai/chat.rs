@@ -211,7 +211,7 @@ impl Job {
         if calls_nothing {
             tools = ToolPlan::default();
         }
-        plan.wording.shown = tools.mark(&served);
+        plan.wording.shown = tools.marks(&served);
         let prompt = request.conversation.tokens(&served, false).await?;
         let (id, created) = (app.answer_id("chatcmpl"), seconds());
         Ok(Self { app, id, created, served, prompt, plan, tools })

@@ -143,10 +143,11 @@ impl ToolPlan {
         Reader::new(self.format, self.most)
     }
 
-    /// The token that begins a call, if one alone does.
-    pub(crate) fn mark(&self, served: &Served) -> Vec<kernels::program::TokenId> {
-        let mark = self.format.and_then(|format| served.tokenizer.token_id(format.mark()));
-        mark.into_iter().collect()
+    /// The tokens that begin a call and divide it, where they are tokens of their own.
+    pub(crate) fn marks(&self, served: &Served) -> Vec<kernels::program::TokenId> {
+        let Some(format) = self.format else { return vec![] };
+        let marks = [format.mark()].into_iter().chain(format.inner_marks().iter().copied());
+        marks.filter_map(|mark| served.tokenizer.token_id(mark)).collect()
     }
 }
 
