@@ -95,12 +95,14 @@ async fn any_object_is_json_as_far_as_it_goes() {
         let choice = &answer["choices"][0];
         let text = choice["text"].as_str().unwrap();
         let read = serde_json::from_str::<Value>(text);
+        // JSON's numbers have no largest one; the reader's do.
+        let large = read.as_ref().is_err_and(|e| e.to_string().contains("out of range"));
         if choice["finish_reason"] == "stop" {
-            assert!(read.unwrap().is_object(), "{text}");
+            assert!(large || read.unwrap().is_object(), "{text}");
             ended += 1;
         } else {
             assert_eq!(choice["finish_reason"], "length");
-            assert!(read.is_err_and(|e| e.is_eof()), "{text}");
+            assert!(large || read.is_err_and(|e| e.is_eof()), "{text}");
         }
     }
     assert!(ended > 0, "no object was ever complete");
