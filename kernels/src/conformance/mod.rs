@@ -19,7 +19,7 @@ mod session;
 use crate::Backend;
 use crate::Error;
 use crate::cpu::{CpuBackend, CpuOptions, Isa};
-use crate::cuda::{CudaBackend, Places};
+use crate::cuda::CudaBackend;
 use crate::reference::ReferenceBackend;
 use emulator::Options;
 use oracle::Expected;
@@ -35,33 +35,12 @@ struct Tested {
 
 /// Every backend and variant this machine can run.
 fn backends() -> Vec<Tested> {
-    [reference()].into_iter().chain(cpus()).chain(cudas()).collect()
+    [reference()].into_iter().chain(cpus()).chain(cuda(Options::default())).collect()
 }
 
 fn reference() -> Tested {
     let backend = Box::new(ReferenceBackend);
     Tested { name: "reference".to_owned(), backend, allowed: bounds::reference }
-}
-
-/// The CUDA kernels on an emulated device and, on a machine with one, on a GPU.
-fn cudas() -> impl Iterator<Item = Tested> {
-    cuda(Options::default()).into_iter().chain(gpu())
-}
-
-/// The first NVIDIA GPU; none, with the reason, on other machines.
-fn gpu() -> Option<Tested> {
-    if let Err(why) = crate::cuda::devices() {
-        println!("skipped: {why}");
-        return None;
-    }
-    let options = crate::cuda::Options {
-        nvrtc: Places::new(|name| std::env::var_os(name), None),
-        // Each case opens the device anew.
-        cache: Some(std::env::temp_dir().join("foretoken-conformance")),
-        say: |_| {},
-    };
-    let backend = Box::new(CudaBackend::new(0, options));
-    Some(Tested { name: "cuda".to_owned(), backend, allowed: bounds::cpu })
 }
 
 /// The CUDA kernels on an emulated device; none where they cannot be emulated.
