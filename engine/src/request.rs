@@ -14,7 +14,7 @@ use kernels::program::TokenId;
 pub struct RequestId(pub u64);
 
 /// One sequence to continue.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Request {
     /// Prompt, at least one token.
     pub prompt: Vec<TokenId>,

@@ -4,7 +4,7 @@
 //! arrays; logits go back. A row's result depends on that row's own sequence alone, never on
 //! which other rows share the step: this is what makes speculation exact.
 
-use crate::program::{BlockId, SlotId, TokenId, WeightId};
+use crate::program::{BlockId, Rows, SlotId, TokenId, WeightId};
 use crate::{Error, Program};
 use quant::Weight;
 use std::ops::Range;
@@ -24,6 +24,33 @@ pub struct StepLimits {
     pub block_len: usize,
     /// Gives every slot its own memory so that [`Runner::read_slot`] sees each one after a step.
     pub trace: bool,
+}
+
+/// Token and output rows of a step.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RowCounts {
+    pub(crate) tokens: usize,
+    pub(crate) outputs: usize,
+}
+
+impl RowCounts {
+    /// Those of the largest step.
+    pub(crate) fn most(limits: &StepLimits) -> Self {
+        Self { tokens: limits.tokens, outputs: limits.outputs }
+    }
+
+    /// Those of a step.
+    pub(crate) fn new(input: &StepInput<'_>) -> Self {
+        Self { tokens: input.tokens.len(), outputs: input.output_rows.len() }
+    }
+
+    /// How many rows of a kind.
+    pub(crate) fn of(self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.tokens,
+            Rows::Outputs => self.outputs,
+        }
+    }
 }
 
 /// Delivers weights to a backend: one after another, parts of one to several threads at once.

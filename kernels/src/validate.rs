@@ -12,7 +12,7 @@ mod program;
 pub use input::input;
 pub use program::program;
 
-use crate::program::WeightId;
+use crate::program::{SlotId, WeightId};
 use crate::{Error, Program, StepLimits};
 use quant::{Format, Weight};
 use std::ops::Range;
@@ -38,6 +38,22 @@ pub fn limits(limits: &StepLimits) -> Result<(), Error> {
     }
     if let Some((name, value)) = all.iter().find(|(_, value)| u32::try_from(*value).is_err()) {
         return refuse(name, format!("expected at most {}, found {value}", u32::MAX));
+    }
+    Ok(())
+}
+
+/// Checks that a slot's rows can be read after a step.
+///
+/// # Errors
+/// [`Error::Input`] if the limits ask for no trace, or there is no such slot.
+pub fn traced(program: &Program, limits: &StepLimits, slot: SlotId) -> Result<(), Error> {
+    let refuse = |reason: String| Err(Error::Input { reason });
+    if !limits.trace {
+        return refuse("slots can be read only if the limits ask for a trace".to_owned());
+    }
+    let most = program.slots.len();
+    if slot.index() >= most {
+        return refuse(format!("expected slot ids below {most}, found {}", slot.0));
     }
     Ok(())
 }

@@ -23,13 +23,6 @@ impl std::fmt::Debug for Guide {
     }
 }
 
-impl PartialEq for Guide {
-    /// By the text: nobody compares guides of different grammars.
-    fn eq(&self, other: &Self) -> bool {
-        self.tokens == other.tokens
-    }
-}
-
 impl Guide {
     pub(super) fn new(matcher: Matcher) -> Self {
         Self { origin: Box::new(matcher.clone()), matcher, tokens: Vec::new() }

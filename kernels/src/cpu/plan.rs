@@ -7,6 +7,7 @@
 use super::matmul;
 use super::share::Place;
 use super::store::Stored;
+use crate::backend::RowCounts;
 use crate::program::{Op, Program, RopeId, Rows, SlotId, SlotView, WeightId};
 use crate::{StepLimits, memory};
 use std::ops::Range;
@@ -55,27 +56,11 @@ struct SlotPlace {
     place: Place,
 }
 
-/// Token and output rows of a step.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct RowCounts {
-    pub(crate) tokens: usize,
-    pub(crate) outputs: usize,
-}
-
-impl RowCounts {
-    pub(crate) fn of(self, rows: Rows) -> usize {
-        match rows {
-            Rows::Tokens => self.tokens,
-            Rows::Outputs => self.outputs,
-        }
-    }
-}
-
 impl Plan {
     /// Plans a validated program whose weights are stored as `weights`.
     pub(crate) fn new(program: &Program, weights: &[Stored], limits: &StepLimits) -> Self {
         let layout = memory::plan(program, limits);
-        let most = RowCounts { tokens: limits.tokens, outputs: limits.outputs };
+        let most = RowCounts::most(limits);
         let slots = program.slots.iter().zip(layout.offsets).map(|(decl, offset)| {
             let (rows, width) = (most.of(decl.rows), decl.width);
             SlotPlace { rows: decl.rows, place: Place { offset, stride: width, rows, width } }

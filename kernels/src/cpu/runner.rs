@@ -6,12 +6,12 @@
 use super::exec::{Buffers, Exec};
 use super::isa::Machine;
 use super::kv::KvCache;
-use super::plan::{Plan, RowCounts};
+use super::plan::Plan;
 use super::quantize::BlockScale;
 use super::share::Shared;
 use super::store::Stored;
 use super::team::Team;
-use crate::backend::RunnerMemory;
+use crate::backend::{RowCounts, RunnerMemory};
 use crate::program::{Program, SlotId};
 use crate::{Error, Runner, StepInput, StepLimits, StepOutput, validate};
 use std::sync::Arc;
@@ -75,7 +75,7 @@ impl CpuRunner {
 impl Runner for CpuRunner {
     fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
         validate::input(&self.program, &self.limits, input)?;
-        self.counts = RowCounts { tokens: input.tokens.len(), outputs: input.output_rows.len() };
+        self.counts = RowCounts::new(input);
         self.claimed.iter_mut().for_each(|claimed| *claimed.get_mut() = 0);
         self.team.run(|member| {
             let exec = Exec {
@@ -97,14 +97,7 @@ impl Runner for CpuRunner {
     }
 
     fn read_slot(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error> {
-        let refuse = |reason: String| Err(Error::Input { reason });
-        if !self.limits.trace {
-            return refuse("slots can be read only if the limits ask for a trace".to_owned());
-        }
-        let most = self.program.slots.len();
-        if slot.index() >= most {
-            return refuse(format!("expected slot ids below {most}, found {}", slot.0));
-        }
+        validate::traced(&self.program, &self.limits, slot)?;
         out.clear();
         self.copy(slot, out);
         Ok(())

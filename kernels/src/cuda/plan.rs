@@ -9,6 +9,7 @@
 use super::gpu::{Arg, Launch, Pointer};
 use super::inputs::Inputs;
 use super::store::{Stored, Table, Tiles};
+use crate::backend::RowCounts;
 use crate::cpu::Blocks;
 use crate::program::{
     Activation, Heads, KvLayer, Mask, Op, Program, RopeId, Rows, SlotId, SlotView, WeightId,
@@ -28,13 +29,6 @@ const HEADS: usize = 8;
 const HEAD_WIDTH_MAX: usize = 2 * CHUNK;
 /// Most tokens whose splits of attention have blocks of their own: with more there is work enough.
 const TOKENS_APART: usize = 16;
-
-/// Token and output rows that launches are made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RowCounts {
-    pub(crate) tokens: usize,
-    pub(crate) outputs: usize,
-}
 
 /// Where everything lies.
 #[derive(Debug)]
@@ -90,10 +84,7 @@ pub(crate) fn scratch_bytes(
         match step.op {
             Op::Linear { x, weight, .. } => {
                 let Some(tiles) = &weights[weight.index()].tiles else { continue };
-                let rows = match program.slots[x.index()].rows {
-                    Rows::Tokens => limits.tokens,
-                    Rows::Outputs => limits.outputs,
-                };
+                let rows = RowCounts::most(limits).of(program.slots[x.index()].rows);
                 most.quads = most.quads.max(rows * tiles.blocks.count * tiles.stride);
                 most.scales = most.scales.max(rows * tiles.blocks.count * 8);
             }

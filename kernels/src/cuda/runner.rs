@@ -4,10 +4,10 @@
 
 use super::gpu::{Gpu, Pointer, Recorded};
 use super::inputs::{self, Inputs};
-use super::plan::{self, Plan, RowCounts, Scratch};
+use super::plan::{self, Plan, Scratch};
 use super::store::{self, Stored};
-use crate::backend::RunnerMemory;
-use crate::program::{KvDecl, Program, Rows, SlotId};
+use crate::backend::{RowCounts, RunnerMemory};
+use crate::program::{KvDecl, Program, SlotId};
 use crate::{Error, Runner, StepInput, StepLimits, StepOutput, WeightSource, memory, validate};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -52,7 +52,7 @@ impl CudaRunner {
             launches: HashMap::new(),
             words: vec![],
             speeds: vec![],
-            counts: RowCounts { tokens: 0, outputs: 0 },
+            counts: RowCounts::default(),
         })
     }
 
@@ -73,12 +73,8 @@ impl CudaRunner {
     /// Appends the rows of a slot as the last step left them.
     fn copy(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error> {
         let decl = &self.program.slots[slot.index()];
-        let rows = match decl.rows {
-            Rows::Tokens => self.counts.tokens,
-            Rows::Outputs => self.counts.outputs,
-        };
         let start = out.len();
-        out.resize(start + rows * decl.width, 0.0);
+        out.resize(start + self.counts.of(decl.rows) * decl.width, 0.0);
         self.gpu.read(self.plan.slots[slot.index()], bytemuck::cast_slice_mut(&mut out[start..]))
     }
 
@@ -102,13 +98,9 @@ impl CudaRunner {
     }
 
     fn poison_slots(&mut self) -> Result<(), Error> {
-        let most = RowCounts { tokens: self.limits.tokens, outputs: self.limits.outputs };
+        let most = RowCounts::most(&self.limits);
         for (decl, at) in self.program.slots.iter().zip(&self.plan.slots) {
-            let rows = match decl.rows {
-                Rows::Tokens => most.tokens,
-                Rows::Outputs => most.outputs,
-            };
-            let nans = vec![f32::NAN; rows * decl.width];
+            let nans = vec![f32::NAN; most.of(decl.rows) * decl.width];
             self.gpu.write(*at, bytemuck::cast_slice(&nans))?;
         }
         Ok(())
@@ -180,7 +172,7 @@ fn bucket(rows: usize, most: usize) -> usize {
 impl Runner for CudaRunner {
     fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
         validate::input(&self.program, &self.limits, input)?;
-        self.counts = RowCounts { tokens: input.tokens.len(), outputs: input.output_rows.len() };
+        self.counts = RowCounts::new(input);
         self.write_inputs(input)?;
         let tokens = bucket(self.counts.tokens, self.limits.tokens);
         let outputs = bucket(self.counts.outputs, self.limits.outputs);
@@ -197,14 +189,7 @@ impl Runner for CudaRunner {
     }
 
     fn read_slot(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error> {
-        let refuse = |reason: String| Err(Error::Input { reason });
-        if !self.limits.trace {
-            return refuse("slots can be read only if the limits ask for a trace".to_owned());
-        }
-        let most = self.program.slots.len();
-        if slot.index() >= most {
-            return refuse(format!("expected slot ids below {most}, found {}", slot.0));
-        }
+        validate::traced(&self.program, &self.limits, slot)?;
         out.clear();
         self.copy(slot, out)
     }

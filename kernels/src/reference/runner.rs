@@ -4,8 +4,8 @@
 
 use super::cache::KvCache;
 use super::{Matrix, ops, rope};
-use crate::backend::RunnerMemory;
-use crate::program::{Heads, KvLayer, Mask, Op, RopeId, Rows, SlotId, SlotView, WeightId};
+use crate::backend::{RowCounts, RunnerMemory};
+use crate::program::{Heads, KvLayer, Mask, Op, RopeId, SlotId, SlotView, WeightId};
 use crate::{Error, Program, Runner, StepInput, StepLimits, StepOutput, validate};
 use std::ops::Range;
 
@@ -18,21 +18,21 @@ pub(super) struct ReferenceRunner {
     /// `[most rows, width]` each.
     slots: Vec<Vec<f32>>,
     kv: Vec<KvCache>,
-    /// Token and output rows of the last step.
-    last_rows: [usize; 2],
+    /// Rows of the last step.
+    counts: RowCounts,
 }
 
 impl ReferenceRunner {
     pub(super) fn new(program: &Program, weights: Vec<Matrix>, limits: &StepLimits) -> Self {
-        let most_rows = [limits.tokens, limits.outputs];
-        let slots = program.slots.iter().map(|s| vec![0.0; rows(most_rows, s.rows) * s.width]);
+        let most = RowCounts::most(limits);
+        let slots = program.slots.iter().map(|s| vec![0.0; most.of(s.rows) * s.width]);
         Self {
             program: program.clone(),
             limits: *limits,
             weights,
             slots: slots.collect(),
             kv: program.kv.iter().map(|decl| KvCache::new(*decl, limits)).collect(),
-            last_rows: [0, 0],
+            counts: RowCounts::default(),
         }
     }
 
@@ -145,7 +145,7 @@ impl ReferenceRunner {
     /// Elements of a slot that this step uses.
     fn used(&self, slot: SlotId) -> usize {
         let decl = &self.program.slots[slot.index()];
-        rows(self.last_rows, decl.rows) * decl.width
+        self.counts.of(decl.rows) * decl.width
     }
 
     /// The rows of this step.
@@ -176,7 +176,7 @@ impl ReferenceRunner {
 impl Runner for ReferenceRunner {
     fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
         validate::input(&self.program, &self.limits, input)?;
-        self.last_rows = [input.tokens.len(), input.output_rows.len()];
+        self.counts = RowCounts::new(input);
         for i in 0..self.program.steps.len() {
             let op = self.program.steps[i].op.clone();
             self.run(&op, input);
@@ -187,14 +187,7 @@ impl Runner for ReferenceRunner {
     }
 
     fn read_slot(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error> {
-        let refuse = |reason: String| Err(Error::Input { reason });
-        if !self.limits.trace {
-            return refuse("slots can be read only if the limits ask for a trace".to_owned());
-        }
-        if slot.index() >= self.slots.len() {
-            let (most, found) = (self.slots.len(), slot.0);
-            return refuse(format!("expected slot ids below {most}, found {found}"));
-        }
+        validate::traced(&self.program, &self.limits, slot)?;
         out.clear();
         out.extend_from_slice(self.slot(slot));
         Ok(())
@@ -211,14 +204,6 @@ impl Runner for ReferenceRunner {
     fn poison(&mut self, live: &[usize]) {
         self.kv.iter_mut().for_each(|kv| kv.poison(live));
         self.slots.iter_mut().for_each(|slot| slot.fill(f32::NAN));
-    }
-}
-
-/// Rows of a kind, given token and output rows.
-fn rows([tokens, outputs]: [usize; 2], kind: Rows) -> usize {
-    match kind {
-        Rows::Tokens => tokens,
-        Rows::Outputs => outputs,
     }
 }
 
