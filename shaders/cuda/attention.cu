@@ -44,6 +44,7 @@ FT_DEVICE u64 cache_row(const Cache& cache, int sequence, int head, int position
 FT_KERNEL(256) kv_write(const u32* step, const float* k, const float* v, u16* keys, u16* values, const u32* positions,
                         const u32* sequences, const u32* table_starts, const u32* table, int heads, int width, int block_len,
                         int k_width, int k_start, int v_width, int v_start) {
+    await_launches();
     int row = blockIdx.y, item = blockIdx.x * 256 + threadIdx.x;
     if (row >= step[STEP_TOKENS] || item >= heads * width) return;
     Cache cache = {keys, values, positions, sequences, table_starts, table, heads, width, block_len};
@@ -208,6 +209,7 @@ FT_DEVICE Queries queries_of(const Cache& cache, int q_heads, int window) {
 FT_KERNEL(128) attend(const u32* step, const float* q, u16* keys, u16* values, const u32* positions, const u32* sequences,
                       const u32* table_starts, const u32* table, float* out, float* parts, int heads, int width,
                       int block_len, int q_heads, int q_width, int q_start, int window, int splits, int apart, float scale) {
+    await_launches();
     if (blockIdx.y >= step[STEP_TOKENS]) return;
     Cache cache = {keys, values, positions, sequences, table_starts, table, heads, width, block_len};
     Queries queries = queries_of(cache, q_heads, window);
@@ -275,12 +277,14 @@ FT_DEVICE const float* join_parts(const u32* positions, const float* parts, floa
 // grid (q_heads, t)
 FT_KERNEL(256) attend_join(const u32* step, const u32* positions, const float* parts, float* out, int width, int q_heads,
                            int window, int splits) {
+    await_launches();
     if (blockIdx.y < step[STEP_TOKENS]) join_parts(positions, parts, out, width, q_heads, window, splits);
 }
 
 // The same, and its rows quantized: a head is whole blocks, and in order. grid (q_heads, t)
 FT_KERNEL(256) attend_join_quantize(const u32* step, const u32* positions, const float* parts, float* out, int width, int q_heads,
                                     int window, int splits, QUANTIZED_PARAMETERS) {
+    await_launches();
     if (blockIdx.y >= step[STEP_TOKENS]) return;
     const float* row = join_parts(positions, parts, out, width, q_heads, window, splits);
     __syncthreads();

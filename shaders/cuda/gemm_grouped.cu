@@ -114,6 +114,7 @@ FT_DEVICE void store(const Grouped& job, int first_tile, int row, int rows, floa
 
 template <int BITS, int HALVES>
 FT_DEVICE void gemm(const u32* counts, const Grouped& job) {
+    await_launches();
     const int WORDS = BITS / 2 * HALVES;
     FT_SHARED(Stage<HALVES>, stages);
     int rows = counts[0], row = blockIdx.y * TOKENS;

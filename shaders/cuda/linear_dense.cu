@@ -65,6 +65,7 @@ FT_DEVICE void load_weights(float* w, const void* weight, u64 at, int left, bool
 template <class Float>
 FT_DEVICE void linear(const u32* counts, const void* weight, const float* bias, const float* x, float* out, int n, int columns,
                       int out_width, int out_start) {
+    await_launches();
     int rows = counts[0], row = blockIdx.y * ROWS, lane = threadIdx.x % 32, column = blockIdx.x * 8 + threadIdx.x / 32;
     if (row >= rows || column >= n) return;
     float sums[ROWS] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};

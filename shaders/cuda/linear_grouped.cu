@@ -82,6 +82,7 @@ FT_DEVICE float add_blocks(const Grouped& job, int first, int count, const int* 
 
 template <int BITS, int HALVES, int TILES>
 FT_DEVICE void linear(const u32* counts, const Grouped& job) {
+    await_launches();
     const int WORDS = BITS / 2 * HALVES, STEPS = PANEL / TILES / WARPS;
     __shared__ int dots[PANEL / TILES * TILE * 8 * TILES];
     int rows = counts[0], row = blockIdx.y * 8 * TILES, warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -5,6 +5,7 @@
 // The sum is stored where it is one that no memory gives, so that no load is left out.
 
 FT_KERNEL(256) read_memory(const uint4* from, u32* out, int vectors) {
+    await_launches();
     u32 sum = 0;
     int step = 256 * gridDim.x;
     for (int i = blockIdx.x * 256 + threadIdx.x; i < vectors; i += 4 * step) {

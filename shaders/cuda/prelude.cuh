@@ -130,7 +130,94 @@ FT_DEVICE void mma_u8i8(int* c, const u32* a, const u32* b) {
 #endif
 }
 
+// c[16, 8] += a[16, 16] * b[16, 8], a and b of f16 pairs (first in the low half) and c of f32. With
+// g = lane / 4 and t = lane % 4: a[0], a[1]: rows g and g + 8, columns 2 t and 2 t + 1; a[2], a[3]: the
+// same rows, columns 8 + 2 t ..; b[0], b[1]: rows 2 t .. and 8 + 2 t .. of column g; c as in mma_u8i8.
+// A row's bits depend on its own a and c and on b alone.
+FT_DEVICE void mma_f16(float* c, const u32* a, const u32* b) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+    }
 #endif
+}
+
+// The same for bf16. Before sm_80 there is no such instruction: lanes lend each other their operands.
+FT_DEVICE void mma_bf16(float* c, const u32* a, const u32* b) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    int lane = threadIdx.x % 32, row_lane = lane / 4 * 4, column_lane = lane % 4 * 8;
+    for (int t = 0; t < 4; t++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u32 left = __shfl_sync(0xffffffffu, a[i], row_lane + t);
+#pragma unroll
+            for (int column = 0; column < 2; column++) {
+                u32 right = __shfl_sync(0xffffffffu, b[i / 2], column_lane + 4 * column + t);
+                float* sum = c + i % 2 * 2 + column;
+                *sum = fmaf(__uint_as_float(left << 16), __uint_as_float(right << 16), *sum);
+                *sum = fmaf(__uint_as_float(left & 0xffff0000u), __uint_as_float(right & 0xffff0000u), *sum);
+            }
+        }
+    }
+#endif
+}
+
+// Four 8 x 8 matrices of 16-bit values from shared memory: lane l names row l % 8 of matrix l / 8 (16
+// bytes); it gets of each matrix the columns 2 (l % 4) .. of row l / 4.
+FT_DEVICE void ldmatrix4(u32* to, const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"((u32)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+// The same, each matrix transposed: a lane gets rows 2 (l % 4) .. of column l / 4.
+FT_DEVICE void ldmatrix4_transposed(u32* to, const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"((u32)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+// Waits for the launches asked for before this one, and lets the next one start its threads. Every
+// thread of every kernel comes here once, before it reads or writes what a launch leaves to another:
+// weights may be asked for sooner. Before sm_90 launches wait for each other anyway.
+FT_DEVICE void await_launches() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+#endif
+
+// Whether this block is the last of `count` that come here with the same counter, which is 0 before and
+// after. All threads of a block come; the last block sees what the others wrote before. `flag` is
+// shared memory that nobody else uses meanwhile.
+FT_DEVICE bool is_last_block(u32* counter, u32 count, u32* flag) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        *flag = atomicAdd(counter, 1u) == count - 1;
+        if (*flag) *counter = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return *flag;
+}
 
 // bf16 bits to f32, exact.
 FT_DEVICE float bf16_to_f32(u16 bits) { return __uint_as_float((u32)bits << 16); }

@@ -9,6 +9,7 @@
 
 // `counts` is the step's count of these rows. grid (blocks / 16, rows)
 FT_KERNEL(256) quantize(const u32* counts, const float* x, int width, QUANTIZED_PARAMETERS) {
+    await_launches();
     int row = blockIdx.y, first = blockIdx.x * 16;
     if (row >= counts[0]) return;
     quantize_blocks(QUANTIZED, x + (u64)row * width, row, first, min(first + 16, blocks));

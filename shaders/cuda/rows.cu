@@ -41,6 +41,7 @@ FT_DEVICE float float_at(const void* values, int kind, u64 i) {
 
 // grid (columns / 256, t)
 FT_KERNEL(256) embed_dense(const u32* step, const u32* tokens, const void* table, float* out, int kind, int width) {
+    await_launches();
     int row = blockIdx.y, column = blockIdx.x * 256 + threadIdx.x;
     if (row >= step[STEP_TOKENS] || column >= width) return;
     out[(u64)row * width + column] = float_at(table, kind, (u64)tokens[row] * width + column);
@@ -50,6 +51,7 @@ FT_KERNEL(256) embed_dense(const u32* step, const u32* tokens, const void* table
 // belongs, null that they are in order. grid (columns / 256, t)
 FT_KERNEL(256) embed_grouped(const u32* step, const u32* tokens, const u8* codes, const float* scales, const u8* zeros,
                              const u32* columns, float* out, int bits, int width, int group) {
+    await_launches();
     int row = blockIdx.y, stored = blockIdx.x * 256 + threadIdx.x;
     if (row >= step[STEP_TOKENS] || stored >= width) return;
     u64 token = tokens[row];
@@ -84,12 +86,14 @@ FT_DEVICE const float* norm_row(int row, float* x, const float* add, const float
 
 // grid (1, t)
 FT_KERNEL(256) rms_norm(const u32* step, float* x, const float* add, const float* weight, float* out, int width, float eps) {
+    await_launches();
     if (blockIdx.y < step[STEP_TOKENS]) norm_row(blockIdx.y, x, add, weight, out, width, eps);
 }
 
 // The same, and its rows quantized. grid (1, t)
 FT_KERNEL(256) rms_norm_quantize(const u32* step, float* x, const float* add, const float* weight, float* out, int width,
                                  float eps, QUANTIZED_PARAMETERS) {
+    await_launches();
     int row = blockIdx.y;
     if (row >= step[STEP_TOKENS]) return;
     const float* normed = norm_row(row, x, add, weight, out, width, eps);
@@ -100,6 +104,7 @@ FT_KERNEL(256) rms_norm_quantize(const u32* step, float* x, const float* add, co
 // One warp a head. grid (heads / 8, t)
 FT_KERNEL(256) head_norm(const u32* step, float* slot, const float* weight, int slot_width, int start, int heads, int width,
                          float eps) {
+    await_launches();
     int row = blockIdx.y, head = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= step[STEP_TOKENS] || head >= heads) return;
     float* x = slot + (u64)row * slot_width + start + head * width;
@@ -112,6 +117,7 @@ FT_KERNEL(256) head_norm(const u32* step, float* slot, const float* weight, int 
 // `speeds` [rows, width / 2]; `speed_rows` names each token's row. grid (heads * width / 2 / 256, t)
 FT_KERNEL(256) rope(const u32* step, float* slot, const u32* positions, const float* speeds, const u32* speed_rows,
                     int slot_width, int start, int heads, int head_width, int width, float amplitude) {
+    await_launches();
     int row = blockIdx.y, item = blockIdx.x * 256 + threadIdx.x, half = width / 2;
     if (row >= step[STEP_TOKENS] || item >= heads * half) return;
     int head = item / half, i = item % half;
@@ -134,6 +140,7 @@ FT_DEVICE float silu_times(const float* x_row, int i, int width) {
 
 // grid (f / 256, t)
 FT_KERNEL(256) activate_silu(const u32* step, const float* x, float* out, int width) {
+    await_launches();
     int row = blockIdx.y, i = blockIdx.x * 256 + threadIdx.x;
     if (row >= step[STEP_TOKENS] || i >= width) return;
     out[(u64)row * width + i] = silu_times(x + (u64)row * 2 * width, i, width);
@@ -141,6 +148,7 @@ FT_KERNEL(256) activate_silu(const u32* step, const float* x, float* out, int wi
 
 // The same, and its rows quantized: 256 columns are whole blocks, and in order. grid (f / 256, t)
 FT_KERNEL(256) activate_silu_quantize(const u32* step, const float* x, float* out, int width, QUANTIZED_PARAMETERS) {
+    await_launches();
     int row = blockIdx.y, i = blockIdx.x * 256 + threadIdx.x;
     if (row >= step[STEP_TOKENS]) return;
     float* out_row = out + (u64)row * width;
@@ -152,6 +160,7 @@ FT_KERNEL(256) activate_silu_quantize(const u32* step, const float* x, float* ou
 
 // grid (d / 256, r)
 FT_KERNEL(256) gather(const u32* step, const float* x, const u32* output_rows, float* out, int width) {
+    await_launches();
     int row = blockIdx.y, i = blockIdx.x * 256 + threadIdx.x;
     if (row >= step[STEP_OUTPUTS] || i >= width) return;
     out[(u64)row * width + i] = x[(u64)output_rows[row] * width + i];

@@ -4,7 +4,7 @@
 
 use super::gpu::{Gpu, Pointer, Recorded};
 use super::inputs::{self, Inputs};
-use super::plan::{self, Plan, Scratch};
+use super::plan::{self, COUNTERS, Plan, Scratch};
 use super::store::{self, Stored};
 use crate::backend::{RowCounts, RunnerMemory};
 use crate::program::{KvDecl, Program, SlotId};
@@ -127,6 +127,7 @@ impl Build<'_> {
             quads: self.take(bytes.quads)?,
             scales: self.take(bytes.scales)?,
             parts: self.take(bytes.parts)?,
+            counters: self.take(4 * COUNTERS)?,
         };
         let speeds = program.ropes.iter().map(|decl| {
             let fixed = inputs::fixed_speeds(decl);

@@ -82,6 +82,8 @@ struct Thread {
     // Copies under way, and the group that the next one belongs to.
     std::vector<Copy> copies;
     int group;
+    // Times that it waited for the launches before.
+    int awaited;
 };
 
 struct Warp {
@@ -255,6 +257,7 @@ void work() {
     for (;;) {
         threads[running].state = RUNNING;
         kernel_run->run(launch_run->args);
+        if (threads[running].awaited != 1) fail("waits %d times for the launches before, not once", threads[running].awaited);
         threads[running].state = ENDED;
         ended++;
         Thread* to = next();
@@ -315,6 +318,7 @@ void start_block() {
     for (Thread& thread : threads) {
         thread.state = FRESH;
         thread.group = 0;
+        thread.awaited = 0;
         thread.copies.clear();
     }
     for (Warp& warp : warps) {
@@ -495,6 +499,8 @@ void copy_async(void* to, const void* from, int bytes, Site site) {
 }
 
 void commit_copies() { threads[running].group++; }
+
+void await_launches() { threads[running].awaited++; }
 
 void wait_copies(int open, Site site) {
     if (passes(site)) return;

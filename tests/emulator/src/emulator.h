@@ -60,6 +60,8 @@ void copy_async(void* to, const void* from, int bytes, Site site);
 void commit_copies();
 // Waits until at most `open` groups of this thread are under way.
 void wait_copies(int open, Site site);
+// Notes that this thread has waited for the launches before.
+void await_launches();
 
 // A kernel as the table has it.
 struct Kernel {

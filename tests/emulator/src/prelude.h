@@ -73,23 +73,24 @@ FT_DEVICE void mma_u8i8(int* c, const unsigned* a, const unsigned* b, emulator::
     });
 }
 
-// c[16, 8] += a[16, 16] * b[16, 8], a and b of f16 and c of f32. A device adds in an order of its own
-// and with fewer bits; here a product's sum is rounded once.
-FT_DEVICE void mma_f16(float* c, const unsigned* a, const unsigned* b, emulator::Site site = emulator::Site::here()) {
+// c[16, 8] += a[16, 16] * b[16, 8], a and b of pairs that `open` makes f32 and c of f32. A device adds in
+// an order of its own and with fewer bits; here the sum is rounded once.
+template <float (*open)(unsigned short)>
+void mma_pairs(const char* what, emulator::Site site, float* c, const unsigned* a, const unsigned* b) {
     struct Lane {
         float* c;
         const unsigned *a, *b;
     } mine = {c, a, b};
-    emulator::meet_all<Lane>("mma_f16", site, mine, [](Lane* const* lanes) {
+    emulator::meet_all<Lane>(what, site, mine, [](Lane* const* lanes) {
         float rows[16][16], columns[8][16];
         for (int l = 0; l < 32; l++) {
             int g = l / 4, t = l % 4;
             for (int i = 0; i < 2; i++) {
                 for (int r = 0; r < 4; r++) {
-                    rows[g + 8 * (r % 2)][8 * (r / 2) + 2 * t + i] = f16_to_f32((unsigned short)(lanes[l]->a[r] >> (16 * i)));
+                    rows[g + 8 * (r % 2)][8 * (r / 2) + 2 * t + i] = open((unsigned short)(lanes[l]->a[r] >> (16 * i)));
                 }
                 for (int r = 0; r < 2; r++) {
-                    columns[g][8 * r + 2 * t + i] = f16_to_f32((unsigned short)(lanes[l]->b[r] >> (16 * i)));
+                    columns[g][8 * r + 2 * t + i] = open((unsigned short)(lanes[l]->b[r] >> (16 * i)));
                 }
             }
         }
@@ -102,6 +103,15 @@ FT_DEVICE void mma_f16(float* c, const unsigned* a, const unsigned* b, emulator:
             }
         }
     });
+}
+
+FT_DEVICE float emulator_open_bf16(unsigned short bits) { return __uint_as_float((unsigned)bits << 16); }
+
+FT_DEVICE void mma_f16(float* c, const unsigned* a, const unsigned* b, emulator::Site site = emulator::Site::here()) {
+    mma_pairs<f16_to_f32>("mma_f16", site, c, a, b);
+}
+FT_DEVICE void mma_bf16(float* c, const unsigned* a, const unsigned* b, emulator::Site site = emulator::Site::here()) {
+    mma_pairs<emulator_open_bf16>("mma_bf16", site, c, a, b);
 }
 
 // Four 8 x 8 matrices of f16 from shared memory: lane l names row l % 8 of matrix l / 8 (16 bytes);
@@ -118,6 +128,28 @@ FT_DEVICE void ldmatrix4(unsigned* to, const void* row, emulator::Site site = em
         }
     });
 }
+
+// The same, each matrix transposed: a lane gets rows 2 (l % 4) .. of column l / 4.
+FT_DEVICE void ldmatrix4_transposed(unsigned* to, const void* row, emulator::Site site = emulator::Site::here()) {
+    struct Lane {
+        unsigned* to;
+        const unsigned char* row;
+    } mine = {to, (const unsigned char*)row};
+    if ((std::uintptr_t)row % 16) emulator::fail("ldmatrix4 at %s:%d reads an address off 16 bytes", site.file, site.line);
+    emulator::meet_all<Lane>("ldmatrix4_transposed", site, mine, [](Lane* const* lanes) {
+        for (int l = 0; l < 32; l++) {
+            for (int m = 0; m < 4; m++) {
+                for (int i = 0; i < 2; i++) {
+                    const unsigned char* from = lanes[8 * m + 2 * (l % 4) + i]->row + 2 * (l / 4);
+                    std::memcpy((unsigned char*)&lanes[l]->to[m] + 2 * i, from, 2);
+                }
+            }
+        }
+    });
+}
+
+// Launches run one after another; that every thread comes here once is checked.
+FT_DEVICE void await_launches() { emulator::await_launches(); }
 
 // Copies past the registers, from global to shared memory.
 FT_DEVICE void copy_async16(void* shared, const void* from, emulator::Site site = emulator::Site::here()) {

@@ -172,6 +172,50 @@ fn half_tiles_are_scalar_products() {
     });
 }
 
+#[test]
+fn bf16_tiles_are_scalar_products() {
+    let mut rng = Rng(3);
+    // The high halves of f32: small integers and their quarters.
+    let values = [0.0f32, 0.25, 0.5, 3.0, 1.0, -0.25, -2.0, -1.0];
+    let mut draw = |n: usize| -> Vec<usize> { (0..n).map(|_| (rng.bits() % 8) as usize).collect() };
+    let (a, b) = (draw(16 * 16), draw(16 * 8));
+    let product =
+        |i: usize| (0..16).map(|k| values[a[i / 8 * 16 + k]] * values[b[k * 8 + i % 8]]).sum();
+    let right: Vec<f32> = (0..128).map(product).collect();
+    let bits = |m: &[usize]| m.iter().map(|&i| (values[i].to_bits() >> 16) as u16).collect();
+    let (a, b): (Vec<u16>, Vec<u16>) = (bits(&a), bits(&b));
+    each(|device| {
+        let (a, b, c) = (put(device, &a), put(device, &b), device.alloc(512).unwrap());
+        let args = [Pointer(a), Pointer(b), Pointer(c)];
+        device.launch("selftest_mma_bf16", [1, 1, 1], 32, 256, &args).unwrap();
+        assert_eq!(get::<f32>(device, c, 128), right);
+    });
+}
+
+#[test]
+fn the_last_block_is_found_and_the_counter_is_as_before() {
+    each(|device| {
+        let [counter, sum, out] = [0; 3].map(|zero: i32| put(device, &[zero]));
+        let args = [Pointer(counter), Pointer(sum), Pointer(out)];
+        for round in 1..=2 {
+            device.launch("selftest_last", [9, 1, 1], 64, 0, &args).unwrap();
+            assert_eq!(get::<i32>(device, out, 1), [45 * round]);
+            assert_eq!(get::<i32>(device, counter, 1), [0]);
+        }
+    });
+}
+
+#[test]
+fn a_thread_that_does_not_wait_for_the_launches_before_is_found() {
+    each(|device| {
+        let unused = device.alloc(4).unwrap();
+        let args = [Pointer(unused)];
+        let error = device.launch("selftest_hasty", [1, 1, 1], 32, 0, &args).unwrap_err();
+        assert!(error.contains("thread 5: waits 0 times for the launches before"), "{error}");
+        device.launch("selftest_empty", [1, 1, 1], 32, 0, &args).unwrap();
+    });
+}
+
 /// The value of half `bits`, by its definition.
 fn half(bits: u16) -> f64 {
     let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };

@@ -1,0 +1,156 @@
+//! Launches of attention and what belongs to it: rotation, the cache, splits and their join.
+//!
+//! Not here: the arrays of a step ([`crate::cuda::inputs`]). Input: ops of a validated program.
+
+use super::{List, Plan, Scratch, THREADS, args, is_whole_blocks};
+use crate::cuda::gpu::Launch;
+use crate::cuda::store::Tiles;
+use crate::program::{Heads, KvLayer, Mask, RopeId, SlotId};
+use crate::{Error, StepLimits};
+
+/// Positions of a split of attention, as `shaders/cuda/attention.cu` has them.
+const SPLIT: usize = 512;
+/// Threads of an attention block and positions of its chunks.
+const CHUNK: usize = 128;
+/// Query heads of an attention block.
+const HEADS: usize = 8;
+/// Widest head of attention: two columns a thread.
+const HEAD_WIDTH_MAX: usize = 2 * CHUNK;
+/// Most tokens whose splits of attention have blocks of their own: with more there is work enough.
+const TOKENS_APART: usize = 16;
+
+/// Most splits of attention: those of a sequence that fills all blocks.
+pub(crate) fn splits(limits: &StepLimits) -> usize {
+    (limits.blocks * limits.block_len).div_ceil(SPLIT)
+}
+
+/// Bytes of the partial results of heads `q` of step `label`.
+///
+/// # Errors
+/// [`Error::Device`] for heads that attention has no kernel for.
+pub(super) fn parts_bytes(label: &str, q: Heads, limits: &StepLimits) -> Result<usize, Error> {
+    if q.width > HEAD_WIDTH_MAX {
+        let reason = format!(
+            "{label}: expected heads of at most {HEAD_WIDTH_MAX} columns, found {}; use another device",
+            q.width
+        );
+        return Err(Error::Device { device: "cuda".into(), reason });
+    }
+    let tokens = limits.tokens.min(TOKENS_APART);
+    Ok(tokens * q.count * splits(limits) * (q.width + 2) * 4)
+}
+
+/// Positions that a query sees, as kernels take it: 0 is all.
+fn window(mask: Mask) -> usize {
+    match mask {
+        Mask::Causal => 0,
+        Mask::Window(width) => width as usize,
+    }
+}
+
+impl List<'_> {
+    pub(super) fn rope(&mut self, heads: Heads, rope: RopeId) {
+        let (inputs, decl) = (&self.plan.inputs, &self.program.ropes[rope.index()]);
+        let (speeds, rows) = (self.plan.speeds[rope.index()], inputs.speed_rows(rope.index()));
+        let Heads { slot, start, count, width } = heads;
+        let args = args![
+            inputs.counts(),
+            self.slot(slot),
+            inputs.positions(),
+            speeds,
+            rows,
+            self.width(slot),
+            start,
+            count,
+            width,
+            decl.width,
+            decl.amplitude
+        ];
+        self.elements("rope", count * decl.width / 2, self.rows.tokens, args);
+    }
+
+    pub(super) fn kv_write(&mut self, layer: KvLayer, [k, v]: [Heads; 2]) {
+        let (inputs, [keys, values]) = (&self.plan.inputs, self.plan.kv[layer.index()]);
+        let (k_slot, v_slot) = (self.slot(k.slot), self.slot(v.slot));
+        let args = args![
+            inputs.counts(),
+            k_slot,
+            v_slot,
+            keys,
+            values,
+            inputs.positions(),
+            inputs.owners(),
+            inputs.table_starts(),
+            inputs.table(),
+            k.count,
+            k.width,
+            self.plan.block_len,
+            self.width(k.slot),
+            k.start,
+            self.width(v.slot),
+            v.start
+        ];
+        self.elements("kv_write", k.count * k.width, self.rows.tokens, args);
+    }
+
+    pub(super) fn attend(
+        &mut self,
+        q: Heads,
+        layer: KvLayer,
+        (mask, scale): (Mask, f32),
+        out: SlotId,
+    ) {
+        let Plan { ref inputs, scratch: Scratch { parts, .. }, splits, block_len, .. } = *self.plan;
+        let ([keys, values], kv) = (self.plan.kv[layer.index()], self.program.kv[layer.index()]);
+        let (tokens, apart, window) = (self.rows.tokens, self.apart(), window(mask));
+        let (from, to, q_width) = (self.slot(q.slot), self.slot(out), self.width(q.slot));
+        let args = args![
+            inputs.counts(),
+            from,
+            keys,
+            values,
+            inputs.positions(),
+            inputs.owners(),
+            inputs.table_starts(),
+            inputs.table(),
+            to,
+            parts,
+            kv.heads,
+            q.width,
+            block_len,
+            q.count,
+            q_width,
+            q.start,
+            window,
+            splits,
+            usize::from(apart),
+            scale
+        ];
+        let blocks = kv.heads * (q.count / kv.heads).div_ceil(HEADS);
+        let grid = [if apart { splits } else { 1 }, tokens, blocks].map(|blocks| blocks as u32);
+        let shared = HEADS * (q.width + CHUNK + 4) * 4 + CHUNK * (q.width + 8) * 2;
+        let (kernel, threads, shared) = ("attend", CHUNK as u32, shared as u32);
+        self.launches.push(Launch { kernel, grid, threads, shared, args });
+    }
+
+    /// Whether the splits of attention have blocks of their own.
+    fn apart(&self) -> bool {
+        self.rows.tokens <= TOKENS_APART
+    }
+
+    /// Adds the splits of attention.
+    pub(super) fn join(&mut self, at: usize, q: Heads, mask: Mask, out: SlotId) {
+        if !self.apart() {
+            return;
+        }
+        let Plan { ref inputs, scratch: Scratch { parts, .. }, splits, .. } = *self.plan;
+        let (to, positions) = (self.slot(out), inputs.positions());
+        let window = window(mask);
+        let mut args =
+            args![inputs.counts(), positions, parts, to, q.width, q.count, window, splits];
+        let fits = |tiles: &Tiles| is_whole_blocks(tiles, q.width);
+        let kernels = ["attend_join", "attend_join_quantize"];
+        let kernel = self.with_quantize((at, out), kernels, fits, &mut args);
+        self.push(kernel, [q.count, self.rows.tokens, 1], THREADS, args);
+    }
+}

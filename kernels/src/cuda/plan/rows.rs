@@ -1,0 +1,68 @@
+//! Launches of the ops that treat each row by itself: `shaders/cuda/rows.cu`.
+//!
+//! Not here: rotation ([`super::attention`]). Input: ops of a validated program.
+
+use super::{List, THREADS, args, is_whole_blocks};
+use crate::cuda::store::{Table, Tiles};
+use crate::program::{Heads, SlotId, WeightId};
+use quant::FloatType;
+
+impl List<'_> {
+    pub(super) fn embed(&mut self, table: WeightId, out: SlotId) {
+        let (stored, width) = (&self.plan.weights[table.index()], self.width(out));
+        let (step, tokens) = (self.plan.inputs.counts(), self.plan.inputs.token_ids());
+        let to = self.slot(out);
+        if let Some(dense) = stored.dense {
+            let kind = match dense.float {
+                FloatType::F32 => 0,
+                FloatType::F16 => 1,
+                FloatType::Bf16 => 2usize,
+            };
+            let args = args![step, tokens, dense.values, to, kind, width];
+            self.elements("embed_dense", width, self.rows.tokens, args);
+        } else if let Some(Table { bits, group, codes, scales, zeros, columns }) = stored.table {
+            let bits = bits.count();
+            let args = args![step, tokens, codes, scales, zeros, columns, to, bits, width, group];
+            self.elements("embed_grouped", width, self.rows.tokens, args);
+        }
+    }
+
+    pub(super) fn norm(
+        &mut self,
+        at: usize,
+        [x, out]: [SlotId; 2],
+        add: Option<SlotId>,
+        weight: WeightId,
+        eps: f32,
+    ) {
+        let (step, add) = (self.plan.inputs.counts(), add.map(|add| self.slot(add)));
+        let weight = self.vector(weight);
+        let mut args = args![step, self.slot(x), add, weight, self.slot(out), self.width(x), eps];
+        let kernels = ["rms_norm", "rms_norm_quantize"];
+        let kernel = self.with_quantize((at, out), kernels, |_| true, &mut args);
+        self.push(kernel, [1, self.rows.tokens, 1], THREADS, args);
+    }
+
+    pub(super) fn head_norm(&mut self, heads: Heads, weight: WeightId, eps: f32) {
+        let (step, weight) = (self.plan.inputs.counts(), self.vector(weight));
+        let Heads { slot, start, count, width } = heads;
+        let args = args![step, self.slot(slot), weight, self.width(slot), start, count, width, eps];
+        self.push("head_norm", [count.div_ceil(8), self.rows.tokens, 1], THREADS, args);
+    }
+
+    pub(super) fn activate(&mut self, at: usize, x: SlotId, out: SlotId) {
+        let width = self.width(out);
+        let mut args = args![self.plan.inputs.counts(), self.slot(x), self.slot(out), width];
+        let fits = |tiles: &Tiles| is_whole_blocks(tiles, THREADS as usize);
+        let kernels = ["activate_silu", "activate_silu_quantize"];
+        let kernel = self.with_quantize((at, out), kernels, fits, &mut args);
+        self.elements(kernel, width, self.rows.tokens, args);
+    }
+
+    pub(super) fn gather(&mut self, x: SlotId, out: SlotId) {
+        let (inputs, width) = (&self.plan.inputs, self.width(out));
+        let args =
+            args![inputs.counts(), self.slot(x), inputs.output_rows(), self.slot(out), width];
+        self.elements("gather", width, self.rows.outputs, args);
+    }
+}
