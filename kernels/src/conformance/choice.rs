@@ -1,11 +1,12 @@
 //! Tokens that a backend chooses by itself are those that its own logits say.
 //!
-//! The formula is that of [`Draw`], computed here in f64. Rows whose choice is not clear must come as
-//! logits. Not here: what the formula is good for (the engine's sampler).
+//! The choice is that of [`choose`]. Rows whose choice is not clear must come as logits. Not here: what
+//! the choice is good for (the engine's sampler, whose tests hold it to the same function).
 
 use super::case::{Builder, Case, Source};
 use super::{Tested, backends, cuda, session};
 use crate::program::{BlockId, TokenId};
+use crate::reference::choose;
 use crate::{BlockTables, Draw, StepInput, StepOutput};
 use emulator::Options;
 use quant::{Dense, Weight};
@@ -57,35 +58,16 @@ fn step(tested: &Tested, case: &Case, draws: &[Option<Draw>]) -> StepOutput {
     output
 }
 
-fn next(x: u64) -> u64 {
-    let z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// Any number of 64 bits.
+fn mixed(x: u64) -> u64 {
+    (x + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// The choice of `draw`; none where it is not clear, or the row has no greatest finite logit.
-fn expected(logits_v: &[f32], draw: Draw) -> Option<TokenId> {
+/// Whether even other logarithms choose this token of the case's rows: noise is not lost in the
+/// magnitude of the logits.
+fn is_clear(logits_v: &[f32], draw: Draw) -> bool {
     let largest = logits_v.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if logits_v.iter().any(|l| l.is_nan()) || !largest.is_finite() {
-        return None;
-    }
-    let score = |(token, &logit): (usize, &f32)| {
-        let bits = next(draw.key ^ token as u64);
-        let w = ((bits >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
-        let noise = -(-(-w).ln_1p()).ln();
-        match draw.temperature {
-            0.0 => f64::from(logit),
-            1.0 => f64::from(logit) + noise,
-            temperature => f64::from((logit - largest) / temperature) + noise,
-        }
-    };
-    let mut scores: Vec<(f64, u32)> =
-        logits_v.iter().enumerate().map(|pair| (score(pair), pair.0 as u32)).collect();
-    scores.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let lead = scores[0].0 - scores.get(1).map_or(f64::NEG_INFINITY, |second| second.0);
-    let clear = draw.temperature == 0.0 || lead > 1e-9 * scores[0].0.abs().max(1.0);
-    clear.then_some(TokenId(scores[0].1))
+    draw.temperature != 1.0 || largest.abs() < 1e6
 }
 
 /// Draws of every kind, none for each fourth row.
@@ -93,7 +75,7 @@ fn draws(round: u64, drawn: bool) -> Vec<Option<Draw>> {
     let draw = |row: u64| {
         let temperature =
             if drawn { [1.0, 0.0, 0.3, 2.5][(row + round) as usize % 4] } else { 0.0 };
-        (row % 4 != 3).then_some(Draw { key: next(row * 1000 + round), temperature })
+        (row % 4 != 3).then_some(Draw { key: mixed(row * 1000 + round), temperature })
     };
     (0..ROWS as u64).map(draw).collect()
 }
@@ -118,15 +100,17 @@ fn check(tested: &Tested, case: &Case) -> usize {
             match found.chosen.get(row).copied().flatten() {
                 Some(token) => {
                     let draw = draws[row].unwrap_or_else(|| panic!("{name}: nobody asked"));
-                    assert_eq!(Some(token), expected(logits_v, draw), "{name}");
+                    assert_eq!(Some(token), choose(logits_v, draw), "{name}");
                     count += 1;
                 }
                 None => {
                     let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
                     let row_v = &found.logits[row * vocab..][..vocab];
                     assert!(row_v.iter().zip(logits_v).all(same), "{name}");
-                    let clear = draws[row].is_some_and(|draw| expected(logits_v, draw).is_some());
-                    assert!(!clear || found.chosen.is_empty(), "{name}: it is clear");
+                    let is_clear =
+                        |draw| is_clear(logits_v, draw) && choose(logits_v, draw).is_some();
+                    let open = found.chosen.is_empty() || !draws[row].is_some_and(is_clear);
+                    assert!(open, "{name}: it is clear");
                 }
             }
         }
