@@ -83,6 +83,14 @@ impl CudaBackend {
         measure::read_bandwidth((self.open)()?.as_mut(), MEASURED_BYTES)
     }
 
+    /// Operations per second on 8-bit integers, measured now in a fraction of a second.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: the device cannot be opened, or fails.
+    pub fn int8_peak(&self) -> Result<f64, Error> {
+        measure::int8_peak((self.open)()?.as_mut())
+    }
+
     /// Whatever `open` gives, opened for each runner that is built.
     pub fn on(open: impl Fn() -> Result<Box<dyn Gpu>, Error> + Send + 'static) -> Self {
         Self { open: Box::new(open) }
