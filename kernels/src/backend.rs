@@ -96,6 +96,29 @@ pub trait Runner: Send {
     /// [`Error::Input`] if the arrays contradict each other or the limits; nothing has run then.
     fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error>;
 
+    /// Asks for a step without waiting for it: every output row has a draw, and only the chosen tokens
+    /// come back, by [`Runner::answers`]. Whether this runner offers it; if not, nothing was done.
+    ///
+    /// With `follows` the tokens of `input` are any of the vocabulary: token i of the step is the one
+    /// chosen in output row i of the step asked for before, which has as many as this one has tokens.
+    ///
+    /// # Errors
+    /// As [`Runner::step`]; what was asked for before is then lost.
+    fn ask(&mut self, input: &StepInput<'_>, follows: bool) -> Result<bool, Error> {
+        let _ = (input, follows);
+        Ok(false)
+    }
+
+    /// The tokens chosen in the steps asked for since the last call, step by step and row by row. None
+    /// where the runner leaves the choice to its caller; tokens that follow such a row mean nothing.
+    ///
+    /// # Errors
+    /// Those of the steps.
+    fn answers(&mut self, out: &mut Vec<Option<TokenId>>) -> Result<(), Error> {
+        out.clear();
+        Ok(())
+    }
+
     /// Copies a slot as it is after the last step, `[rows, width]`, into `out`.
     ///
     /// # Errors

@@ -11,6 +11,9 @@
 //           joins its chunks
 //   bytes   every logit once (`choose_greatest`), of drawn rows twice
 //
+// Steps that follow each other without the host: `follow` keeps a step's tokens and makes them the next
+// one's.
+//
 // Certain is what the host would choose too, whose logarithms may differ in their last bits: the best
 // score must lead by 1e-9 of its magnitude, far more than both errors (a few 2^-52 of at most 40 and of
 // the logit). The host takes the row itself where a token is not certain: near ties, NaN, infinities.
@@ -137,4 +140,17 @@ FT_KERNEL(256) choose_drawn(const u32* step, const float* logits, const u32* dra
     bool finite = !greatest.wrong && greatest.score > nobody().score;
     chosen[2 * row] = all[0].token;
     chosen[2 * row + 1] = finite && all[0].score - all[0].second > LEAD * magnitude;
+}
+
+// Token i of the step that comes next is the one chosen in row i of the step before, whose tokens are kept
+// in `kept` [rows, 2]. What follows a row without a certain token means nothing, but must be a token.
+// grid (rows / 256)
+FT_KERNEL(256) follow(const u32* chosen, u32* kept, u32* tokens, int rows) {
+    await_launches();
+    int row = blockIdx.x * 256 + threadIdx.x;
+    if (row >= rows) return;
+    u32 token = chosen[2 * row], certain = chosen[2 * row + 1];
+    kept[2 * row] = token;
+    kept[2 * row + 1] = certain;
+    tokens[row] = certain ? token : 0;
 }

@@ -7,7 +7,7 @@ use super::case::{Builder, Case, Source};
 use super::{Tested, backends, cuda, session};
 use crate::program::{BlockId, TokenId};
 use crate::reference::choose;
-use crate::{BlockTables, Draw, StepInput, StepOutput};
+use crate::{BlockTables, Draw, Runner, StepInput, StepOutput};
 use emulator::Options;
 use quant::{Dense, Weight};
 
@@ -123,6 +123,65 @@ fn chosen_tokens_are_those_of_the_logits() {
     for tested in backends() {
         let counts = [1, 3, 300, 5000].map(|width| check(&tested, &case(width)));
         println!("{} chose {counts:?} tokens", tested.name);
+    }
+}
+
+/// One token at `position`, and the choice after it.
+fn ask(runner: &mut dyn Runner, token: u32, position: u32, draw: Draw, follows: bool) -> bool {
+    let input = StepInput {
+        tokens: &[TokenId(token)],
+        positions: &[position],
+        rope_lens: &[position + 1],
+        query_ends: &[1],
+        context_lens: &[position + 1],
+        block_tables: BlockTables {
+            blocks: &[0, 1, 2].map(BlockId)[..=position as usize / 4],
+            ends: &[position / 4 + 1],
+        },
+        output_rows: &[0],
+        draws: &[Some(draw)],
+    };
+    runner.ask(&input, follows).expect("a valid step")
+}
+
+/// Steps that follow `first` without the host choose what one step after another would.
+fn check_follow(tested: &Tested, first: u32) {
+    let case = case(ROWS);
+    let plain = step(tested, &case, &[]);
+    let built =
+        tested.backend.build(&case.program, &Source(&case.weights), &session::limits(&case));
+    let mut runner = built.unwrap_or_else(|e| panic!("{}: {e}", tested.name));
+    let draw = |position: u32| Draw {
+        key: mixed(u64::from(first * 100 + position)),
+        temperature: [0.7, 1.0, 0.0][position as usize % 3],
+    };
+    // Twice, since what the first round keeps must be gone.
+    for _ in 0..2 {
+        if !ask(runner.as_mut(), first, 0, draw(0), false) {
+            return println!("{} does not offer steps that follow", tested.name);
+        }
+        (1..9).for_each(|position| {
+            assert!(ask(runner.as_mut(), position % 5, position, draw(position), true));
+        });
+        let mut found = vec![];
+        runner.answers(&mut found).expect("they were asked for");
+        assert_eq!(found.len(), 9);
+        let mut token = first as usize;
+        for (position, found) in (0..).zip(found) {
+            let logits_v = &plain.logits[token * ROWS..][..ROWS];
+            let expected =
+                choose(logits_v, draw(position)).filter(|_| is_clear(logits_v, draw(position)));
+            assert_eq!(found, expected, "{} after {first}, {position}", tested.name);
+            let Some(next) = expected else { break };
+            token = next.index();
+        }
+    }
+}
+
+#[test]
+fn steps_that_follow_each_other_choose_as_single_ones() {
+    for tested in backends().into_iter().chain(Options::all().into_iter().filter_map(cuda)) {
+        (0..ROWS as u32).for_each(|first| check_follow(&tested, first));
     }
 }
 

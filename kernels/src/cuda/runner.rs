@@ -4,7 +4,7 @@
 
 use super::gpu::{Gpu, Pointer, Recorded};
 use super::inputs::{self, Inputs};
-use super::plan::{self, COUNTERS, Choices, Chosen, Plan, Scratch};
+use super::plan::{self, COUNTERS, Choices, Chosen, KEPT, Plan, Scratch};
 use super::store::{self, Stored};
 use crate::backend::{RowCounts, RunnerMemory};
 use crate::program::{KvDecl, Program, SlotId, TokenId};
@@ -28,6 +28,8 @@ pub(crate) struct CudaRunner {
     speeds: Vec<f32>,
     /// Rows of the last step.
     counts: RowCounts,
+    /// Rows of the steps that were asked for and whose tokens are kept on the device.
+    kept: usize,
 }
 
 impl CudaRunner {
@@ -55,6 +57,7 @@ impl CudaRunner {
             words: vec![],
             speeds: vec![],
             counts: RowCounts::default(),
+            kept: 0,
         })
     }
 
@@ -87,7 +90,22 @@ impl CudaRunner {
         self.gpu.replay(recorded)
     }
 
-    /// The tokens that the device chose and is certain of.
+    /// Reads `rows` chosen tokens, none where the device is not certain.
+    fn read_chosen(
+        &mut self,
+        from: Pointer,
+        rows: usize,
+        out: &mut Vec<Option<TokenId>>,
+    ) -> Result<(), Error> {
+        self.words.clear();
+        self.words.resize(2 * rows, 0);
+        self.gpu.read(from, bytemuck::cast_slice_mut(&mut self.words))?;
+        let pairs = self.words.chunks_exact(2);
+        out.extend(pairs.map(|pair| (pair[1] == 1).then_some(TokenId(pair[0]))));
+        Ok(())
+    }
+
+    /// The tokens that the device chose in the rows that have a draw.
     fn choices(
         &mut self,
         draws: &[Option<Draw>],
@@ -97,14 +115,30 @@ impl CudaRunner {
         if chosen(draws) == Chosen::Nothing {
             return Ok(());
         }
-        self.words.clear();
-        self.words.resize(2 * draws.len(), 0);
-        self.gpu.read(self.plan.choices.chosen, bytemuck::cast_slice_mut(&mut self.words))?;
-        let pairs = self.words.chunks_exact(2).zip(draws);
-        out.extend(
-            pairs.map(|(pair, draw)| (draw.is_some() && pair[1] == 1).then_some(TokenId(pair[0]))),
-        );
+        self.read_chosen(self.plan.choices.chosen, draws.len(), out)?;
+        out.iter_mut()
+            .zip(draws)
+            .for_each(|(token, draw)| *token = token.filter(|_| draw.is_some()));
         Ok(())
+    }
+
+    /// Checks a step that is asked for; `room` is for the tokens of one more.
+    fn check_asked(&self, input: &StepInput<'_>, follows: bool) -> Result<(), Error> {
+        validate::input(&self.program, &self.limits, input)?;
+        let (rows, before) = (input.output_rows.len(), self.counts.outputs);
+        let reason = if follows && input.tokens.len() != before {
+            format!(
+                "expected {before} tokens that follow {before} rows, found {}",
+                input.tokens.len()
+            )
+        } else if input.draws.len() != rows || input.draws.contains(&None) {
+            format!("expected draws for all {rows} rows of a step that is asked for")
+        } else if self.kept + before + rows > KEPT {
+            format!("expected at most {KEPT} rows before their tokens are asked for")
+        } else {
+            return Ok(());
+        };
+        Err(Error::Input { reason })
     }
 
     /// Reads the rows of logits that have no chosen token; others stay as they were.
@@ -191,6 +225,7 @@ impl Build<'_> {
             parts: self.take(plan::choice_bytes(vocab, limits.outputs))?,
             counters: self.take(4 * limits.outputs)?,
             chosen: self.take(8 * limits.outputs)?,
+            kept: self.take(8 * KEPT)?,
         };
         let speeds = program.ropes.iter().map(|decl| {
             let fixed = inputs::fixed_speeds(decl);
@@ -251,6 +286,31 @@ impl Runner for CudaRunner {
         self.run(chosen(input.draws))?;
         self.choices(input.draws, &mut output.chosen)?;
         self.logits(output)
+    }
+
+    fn ask(&mut self, input: &StepInput<'_>, follows: bool) -> Result<bool, Error> {
+        if !follows {
+            self.kept = 0;
+        }
+        self.check_asked(input, follows)?;
+        self.write_inputs(input)?;
+        if follows {
+            let rows = self.counts.outputs;
+            self.gpu.launch(&self.plan.follow(rows, self.kept))?;
+            self.kept += rows;
+        }
+        self.counts = RowCounts::new(input);
+        self.run(chosen(input.draws))?;
+        Ok(true)
+    }
+
+    fn answers(&mut self, out: &mut Vec<Option<TokenId>>) -> Result<(), Error> {
+        let rows = self.counts.outputs;
+        self.gpu.launch(&self.plan.follow(rows, self.kept))?;
+        out.clear();
+        self.read_chosen(self.plan.choices.kept, self.kept + rows, out)?;
+        self.kept = 0;
+        Ok(())
     }
 
     fn read_slot(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error> {

@@ -3,7 +3,8 @@
 //! Not here: what becomes of rows without a certain token ([`crate::cuda::runner`]). Input: the
 //! program's logits as its steps leave them.
 
-use super::{List, THREADS, args};
+use super::{List, Plan, THREADS, args};
+use crate::cuda::gpu::Launch;
 
 /// Logits of a block, as `shaders/cuda/choose.cu` has them.
 const CHUNK: usize = 4096;
@@ -18,6 +19,17 @@ fn chunks(vocab: usize) -> usize {
 /// Bytes that are needed between the launches for `outputs` rows of `vocab` logits.
 pub(crate) fn bytes(vocab: usize, outputs: usize) -> usize {
     outputs * (chunks(vocab) + 1) * PART
+}
+
+impl Plan {
+    /// Keeps the tokens that the last step chose in `rows` rows behind the `kept` ones kept before, and
+    /// makes them those of the next step.
+    pub(crate) fn follow(&self, rows: usize, kept: usize) -> Launch {
+        let to = self.choices.kept.offset(8 * kept);
+        let args = args![self.choices.chosen, to, self.inputs.token_ids(), rows];
+        let grid = [rows.div_ceil(THREADS as usize) as u32, 1, 1];
+        Launch { kernel: "follow", grid, threads: THREADS, shared: 0, args }
+    }
 }
 
 impl List<'_> {
