@@ -8,6 +8,7 @@
 mod bounds;
 mod case;
 mod cases;
+mod choice;
 mod contract;
 mod decoder;
 mod invariance;
