@@ -11,6 +11,7 @@ mod cases;
 mod choice;
 mod contract;
 mod decoder;
+mod fused;
 mod invariance;
 mod joined;
 mod oracle;
