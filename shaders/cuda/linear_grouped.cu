@@ -6,7 +6,7 @@
 //   codes, scales, zeros, quads, a_scales: grouped.cuh has the picture
 //
 //   split  a block of 8 warps takes a tile of 16 rows of weights and 8 TILES tokens; warps share its
-//          blocks of columns, a panel of up to 64 / TILES at a time, and leave exact sums in shared memory.
+//          blocks of columns, a panel of up to 32 at a time, and leave exact sums in shared memory.
 //          Then a thread takes one row of weights and TILES / 2 tokens (half of the threads one token where
 //          TILES is 1) and adds the sums in ascending order of blocks, one fma each
 //   ahead  codes, scales and zero points of the first panel are asked for before the launches before are
@@ -36,10 +36,10 @@
 
 FT_DEVICE constexpr int min_of(int a, int b) { return a < b ? a : b; }
 
-// Blocks of columns of a panel: a lane has at most 32 words of their codes, and each warp at least one.
+// Blocks of columns of a panel: a lane has at most 16 words of their codes, and each warp at least one.
 template <int BITS, int HALVES, int TILES>
 FT_DEVICE constexpr int panel_blocks() {
-    int blocks = min_of(512 / (BITS * HALVES), 64) / TILES;
+    int blocks = min_of(min_of(256 / (BITS * HALVES), 32), 64 / TILES);
     return blocks < WARPS ? WARPS : blocks;
 }
 
@@ -60,11 +60,11 @@ FT_DEVICE int place(int weight_row, int token) { return weight_row * 8 + (token 
 // Codes of this warp's blocks of the panel from `first` on.
 template <int STEPS, int WORDS>
 FT_DEVICE void load_panel(u32 words[STEPS][WORDS], const Grouped& job, int first) {
+    int block = first + threadIdx.x / 32;
+    const u32* from = job.codes + (((u64)blockIdx.x * job.blocks + block) * 32 + threadIdx.x % 32) * WORDS;
 #pragma unroll
     for (int i = 0; i < STEPS; i++) {
-        int block = first + i * WARPS + threadIdx.x / 32;
-        u64 at = (((u64)blockIdx.x * job.blocks + block) * 32 + threadIdx.x % 32) * WORDS;
-        if (block < job.blocks) load_codes<WORDS>(words[i], job.codes + at);
+        if (block + i * WARPS < job.blocks) load_codes<WORDS>(words[i], from + i * WARPS * 32 * WORDS);
     }
 }
 
@@ -109,16 +109,19 @@ FT_DEVICE void load_quads(u32* b, const u32* from) {
 }
 
 // Exact sums of COUNT of this warp's blocks of columns from `first` on, `words` their codes: a tile of
-// weights times 8 TILES tokens from `row` on. Blocks and tokens beyond the last are the last one again, and
-// nobody's: so there is no branch, and all activations are asked for before the first is used.
+// weights times 8 TILES tokens from `row` on. Tokens beyond the last are the last one again, blocks beyond
+// the last whatever stands behind them, and nobody's: so there is no branch, and all activations are asked
+// for before the first is used.
 template <int BITS, int HALVES, int TILES, int COUNT>
 FT_DEVICE void dot_blocks(const Grouped& job, const u32 words[COUNT][BITS / 2 * HALVES], int first, int row, int rows, int* dots) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     u32 b[COUNT][TILES][2 * HALVES];
 #pragma unroll
-    for (int i = 0; i < COUNT * TILES; i++) {
-        int block = min(first + i / TILES * WARPS, job.blocks - 1), token = min(row + i % TILES * 8 + g, rows - 1);
-        load_quads<HALVES>(b[i / TILES][i % TILES], job.quads + ((u64)token * job.blocks + block) * (8 * HALVES) + t * 2 * HALVES);
+    for (int tile = 0; tile < TILES; tile++) {
+        u64 token = min(row + tile * 8 + g, rows - 1);
+        const u32* from = job.quads + (token * job.blocks + first) * (8 * HALVES) + t * 2 * HALVES;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) load_quads<HALVES>(b[i][tile], from + i * WARPS * 8 * HALVES);
     }
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
@@ -219,9 +222,9 @@ FT_DEVICE void linear(const u32* counts, const Grouped& job) {
 }
 
 #define LINEAR(format, bits, halves)                                                                              \
-    FT_KERNEL(256, 2) linear_##format##_m8(GROUPED_PARAMETERS) { linear<bits, halves, 1>(counts, GROUPED_JOB); }     \
-    FT_KERNEL(256, 2) linear_##format##_m16(GROUPED_PARAMETERS) { linear<bits, halves, 2>(counts, GROUPED_JOB); }    \
-    FT_KERNEL(256, 2) linear_##format##_m32(GROUPED_PARAMETERS) { linear<bits, halves, 4>(counts, GROUPED_JOB); }    \
+    FT_KERNEL(256, 3) linear_##format##_m8(GROUPED_PARAMETERS) { linear<bits, halves, 1>(counts, GROUPED_JOB); }     \
+    FT_KERNEL(256, 3) linear_##format##_m16(GROUPED_PARAMETERS) { linear<bits, halves, 2>(counts, GROUPED_JOB); }    \
+    FT_KERNEL(256, 3) linear_##format##_m32(GROUPED_PARAMETERS) { linear<bits, halves, 4>(counts, GROUPED_JOB); }    \
     FT_KERNEL(256, 2) linear_##format##_m64(GROUPED_PARAMETERS) { linear<bits, halves, 8>(counts, GROUPED_JOB); }
 
 // `counts` is the step's count of these rows; shared memory: a Panel. grid (n / 16, rows / (8 TILES))

@@ -14,6 +14,10 @@ use quant::{Bits, FloatType};
 const GEMM: [usize; 2] = [256, 64];
 /// Rows of weights of a tile.
 const TILE: usize = 16;
+/// Most blocks of columns of a panel of `shaders/cuda/linear_grouped.cu`.
+const PANEL_MOST: usize = 32;
+/// Bytes behind quantized activations: kernels read whole panels, and use what is there of them.
+pub(super) const BEHIND_QUADS: usize = PANEL_MOST * 64;
 
 /// A kernel for quantized linears and the part of the output that one of its blocks computes.
 #[derive(Debug, PartialEq)]
@@ -61,7 +65,8 @@ fn grouped_kernel(tiles: &Tiles, n: usize, rows: usize, multiprocessors: usize) 
     };
     // Tiles of eight rows, and blocks of columns of a panel.
     let many = 1 << at;
-    let panel = ((512 * 32 / tiles.bits.count() / tiles.stride).min(64) / many).max(8);
+    let in_lanes = 256 * 32 / (tiles.bits.count() * tiles.stride);
+    let panel = in_lanes.min(PANEL_MOST).min(64 / many).max(8);
     // Exact sums; two times scales and zero points; scales of activations.
     let shared = panel * (many * TILE * 8 * 4 + 2 * TILE * 5 + 8 * many * 8);
     GroupedKernel { name: names[at], weights: TILE, rows: 8 * many, shared }

@@ -132,7 +132,8 @@ pub(crate) fn scratch_bytes(
             Op::Linear { x, weight, .. } => {
                 let Some(tiles) = &weights[weight.index()].tiles else { continue };
                 let rows = RowCounts::most(limits).of(program.slots[x.index()].rows);
-                most.quads = most.quads.max(rows * tiles.blocks.count * tiles.stride);
+                let quads = rows * tiles.blocks.count * tiles.stride + linear::BEHIND_QUADS;
+                most.quads = most.quads.max(quads);
                 most.scales = most.scales.max(rows * tiles.blocks.count * 8);
             }
             Op::Attend { q, .. } => {
