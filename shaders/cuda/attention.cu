@@ -1,4 +1,4 @@
-// Keys and values into the paged cache, and attention of single tokens over it.
+// Attention of single tokens over the paged cache (heads.cu writes it).
 //
 //   score[p] = scale * (q . k[p])    out = sum over p of exp(score[p] - max) v[p] / sum of exp
 //
@@ -38,19 +38,6 @@ struct Cache {
 FT_DEVICE u64 cache_row(const Cache& cache, int sequence, int head, int position) {
     u64 block = cache.table[cache.table_starts[sequence] + position / cache.block_len];
     return ((block * cache.heads + head) * cache.block_len + position % cache.block_len) * cache.width;
-}
-
-// grid (heads * width / 256, t)
-FT_KERNEL(256) kv_write(const u32* step, const float* k, const float* v, u16* keys, u16* values, const u32* positions,
-                        const u32* sequences, const u32* table_starts, const u32* table, int heads, int width, int block_len,
-                        int k_width, int k_start, int v_width, int v_start) {
-    await_launches();
-    int row = blockIdx.y, item = blockIdx.x * 256 + threadIdx.x;
-    if (row >= step[STEP_TOKENS] || item >= heads * width) return;
-    Cache cache = {keys, values, positions, sequences, table_starts, table, heads, width, block_len};
-    u64 to = cache_row(cache, sequences[row], item / width, positions[row]) + item % width;
-    keys[to] = f32_to_f16(k[(u64)row * k_width + k_start + item]);
-    values[to] = f32_to_f16(v[(u64)row * v_width + v_start + item]);
 }
 
 // One block's queries: `count` heads of a token from `first` on, and what it sees.

@@ -24,8 +24,22 @@ struct BlockScale {
     int sum;
 };
 
+// Where a row's activations go: `blocks` blocks of `block` columns, each stored as `stride` (32 or 64),
+// zeros behind its own. `source` names the column of each stored one where columns are permuted or
+// padded (PADDING: a zero), null that they are in order.
+struct Quantized {
+    const u32* source;
+    u32* quads;
+    BlockScale* scales;
+    int blocks, block, stride;
+};
+
 // A linear: `blocks` blocks of columns, `per_group` of which share scale and zero point; `n` rows of
 // weights, whose outputs are columns `out_start ..` of rows of `out_width`. `bias` may be null.
+//
+// Where `paired`, the first half of the outputs are gates of the second: a tile is eight rows of gates
+// and the eight that belong to them, and `out` gets silu(gate) * other, n / 2 columns. Where `next` has
+// quads those are quantized too, each block by the block of threads that comes last (`counters`).
 struct Grouped {
     const u32* codes;
     const float* scales;
@@ -34,8 +48,20 @@ struct Grouped {
     const u32* quads;
     const BlockScale* a_scales;
     float* out;
-    int n, blocks, per_group, out_width, out_start;
+    int n, blocks, per_group, out_width, out_start, paired;
+    Quantized next;
+    u32* counters;
 };
+
+// The output that row `row` of a tile is; -1 where it is none.
+FT_DEVICE int output_of(const Grouped& job, int tile, int row) {
+    int output = tile * TILE + row;
+    if (!job.paired) return output < job.n ? output : -1;
+    int pair = tile * (TILE / 2) + row % (TILE / 2), half = job.n / 2;
+    return pair < half ? pair + row / (TILE / 2) * half : -1;
+}
+
+FT_DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 
 // WORDS u32 of one lane, in loads of at most 16 bytes.
 template <int WORDS>
@@ -72,25 +98,21 @@ FT_DEVICE void open_codes(u32* a, const u32* words, int half) {
     }
 }
 
-// One block's exact sum, scaled, added to an output: the order of operations of all linears and of the
-// CPU.
+// What tensor instructions add their exact sums to: as a float 1.5 * 2^23, from where on integers of up to
+// 2^22 in size are the float's last digits. A block's sums are below 64 * 127 * 255 in size, so that a
+// subtraction converts them exactly, at four times the rate of the instruction for it.
+#define DOT_START 0x4b400000
+
+// One block's exact sum (from DOT_START on), scaled, added to an output: the order of operations of all
+// linears and of the CPU.
 FT_DEVICE float add_block(float sum, float scale, int zero, BlockScale block, int dot) {
-    return __fmaf_rn(__fmul_rn(scale, block.scale), (float)(dot - zero * block.sum), sum);
+    float exact = __fsub_rn(__int_as_float(dot - zero * block.sum), 12582912.0f);
+    return __fmaf_rn(__fmul_rn(scale, block.scale), exact, sum);
 }
 
 // Below this a block counts as zero: 127 / max would overflow.
 #define TINY 1e-35f
 #define PADDING 0xffffffffu
-
-// Where a row's activations go: `blocks` blocks of `block` columns, each stored as `stride` (32 or 64),
-// zeros behind its own. `source` names the column of each stored one where columns are permuted or
-// padded (PADDING: a zero), null that they are in order.
-struct Quantized {
-    const u32* source;
-    u32* quads;
-    BlockScale* scales;
-    int blocks, block, stride;
-};
 
 // Quantizes block `block` of a row, sixteen lanes a block: scale = max|x| / 127, q = round(x / scale) with
 // halves to even. Lanes of a half warp come together; those that are not to store still take part.
@@ -142,10 +164,22 @@ FT_DEVICE void quantize_blocks(const Quantized& to, const float* x_row, int row,
 #define QUANTIZED \
     Quantized { source, quads, scales, blocks, block, stride }
 
+// Quantizes block `block` of rows `row .. end` of a matrix of `width` columns by a thread block of 256.
+FT_DEVICE void quantize_rows(const Quantized& to, const float* x, int width, int block, int row, int end) {
+    for (; row < end; row += 16) {
+        int mine = row + threadIdx.x / 16, from = min(mine, end - 1);
+        quantize_block(to, x + (u64)from * width, from, block, mine < end);
+    }
+}
+
 // The kernels' parameters, in the order of `Grouped`.
-#define GROUPED_PARAMETERS                                                                                   \
-    const u32 *counts, const u32 *codes, const float *scales, const u8 *zeros, const float *bias,            \
-        const u32 *quads, const BlockScale *a_scales, float *out, int n, int blocks, int per_group, int out_width, \
-        int out_start
-#define GROUPED_JOB \
-    Grouped { codes, scales, zeros, bias, quads, a_scales, out, n, blocks, per_group, out_width, out_start }
+#define GROUPED_PARAMETERS                                                                                          \
+    const u32 *counts, const u32 *codes, const float *scales, const u8 *zeros, const float *bias, const u32 *quads, \
+        const BlockScale *a_scales, float *out, int n, int blocks, int per_group, int out_width, int out_start,     \
+        int paired, u32 *next_quads, BlockScale *next_scales, int next_blocks, int next_block, int next_stride,     \
+        u32 *counters
+#define GROUPED_JOB                                                                                                 \
+    Grouped {                                                                                                       \
+        codes, scales, zeros, bias, quads, a_scales, out, n, blocks, per_group, out_width, out_start, paired,       \
+            {nullptr, next_quads, next_scales, next_blocks, next_block, next_stride}, counters                      \
+    }

@@ -1,29 +1,101 @@
-// Linears with 4- and 8-bit weights and int8 activations, for up to 16 rows at a time.
+// Linears with 4- and 8-bit weights and int8 activations, for up to 64 rows at a time.
 //
 //   y[m, n] = sum over blocks b of  w_scale[n, b] * a_scale[m, b]
 //             * ( sum over columns i of b of code[n, i] * a[m, i]  -  zero[n, b] * a_sum[m, b] )
 //
 //   codes, scales, zeros, quads, a_scales: grouped.cuh has the picture
 //
-//   split  a block of 8 warps takes a tile; warps share its blocks of columns, 64 / TILES at a time
-//          (a panel), and leave the exact sums in shared memory, [blocks, 16, rows]. Then one thread
-//          an output adds them in ascending order of blocks, one fma each.
-//   bytes  every code and scale once for each 16 rows; activations from L2
+//   split  a block of 8 warps takes a tile of 16 rows of weights and 8 TILES tokens; warps share its
+//          blocks of columns, a panel of up to 32 at a time, and leave exact sums in shared memory.
+//          Then a thread takes one row of weights and TILES / 2 tokens (half of the threads one token where
+//          TILES is 1) and adds the sums in ascending order of blocks, one fma each
+//   ahead  codes, scales and zero points of the first panel are asked for before the launches before are
+//          awaited, those of the next one while sums are added
 //
 // Integers are exact inside a block, and f32 sums run in one order whatever the rows beside: a row's
 // bits depend on nothing but its weights and activations, and are those of the CPU
-// (kernels/src/cpu/grouped.rs). Reference: quant::reference::matmul.
+// (kernels/src/cpu/grouped.rs). This is why columns are divided over warps and not, as stream-K does,
+// over blocks of threads: there partial f32 sums are added where segments happen to meet, another order
+// for each n, k and device. Here what is divided are integers. Reference: quant::reference::matmul.
+//
+// Counts for 512 bytes of 4-bit codes (a tile, 64 columns), T tiles of tokens:
+//   issue  13 + 7 T to multiply (12 open codes; a tile of tokens: address, load, two tensor instructions, two
+//          stores); to add 2 a warp (scale, zero point) and 6 for 32 outputs (two loads, mad, subtract,
+//          multiply, fma): at four a clock
+//   L1     6 + 16 T lines: codes, scales, and of a tile of tokens 4 in, 4 exact sums out and in, 4 scales
+//   L2     512 codes, 80 scales, 576 T activations, less what other blocks left in L1
+//   rows              1     8    16    32    64
+//   issue, clocks     7    13    23    38    69
+//   L1, clocks       12    22    38    70   134
+// Bandwidth brings 512 bytes in 27 clocks on an H200 (19 bytes a clock and multiprocessor) and in 85 on
+// an RTX 4090 (6): bound by bandwidth up to 8 rows on the former and 32 on the latter; 64 rows take 1.6
+// times as long there and 5 times on an H200. gemm_grouped.cu takes 730 clocks for 8192 bytes and 64 rows
+// (45 for 512) but has a block for 256 rows of weights only: kernels/src/cuda/plan/linear.rs weighs.
 
 #define WARPS 8
-#define PANEL 64
 
-// HALVES * 2 quads of one lane; zeros where there is no row.
-template <int HALVES>
-FT_DEVICE void load_quads(u32* b, const u32* from, bool exists) {
-    if (!exists) {
+FT_DEVICE constexpr int min_of(int a, int b) { return a < b ? a : b; }
+
+// Blocks of columns of a panel: a lane has at most 16 words of their codes, and each warp at least one.
+template <int BITS, int HALVES, int TILES>
+FT_DEVICE constexpr int panel_blocks() {
+    int blocks = min_of(min_of(256 / (BITS * HALVES), 32), 64 / TILES);
+    return blocks < WARPS ? WARPS : blocks;
+}
+
+// Shared memory. Exact sums are [blocks, tiles of 8 tokens, 16 rows, 8], the tokens of a row in an order
+// that leaves no two threads of a warp the same bank, whether they write or read: see `place`.
+template <int COUNT, int TILES>
+struct Panel {
+    int dots[COUNT * TILES * TILE * 8];
+    // Of two panels, since those of the next one come while one is used.
+    float scales[2][COUNT][TILE];
+    u8 zeros[2][COUNT][TILE];
+    BlockScale tokens[COUNT][8 * TILES];
+};
+
+// Where a tile's exact sum of a row of weights and a token stands; pairs of tokens stay together.
+FT_DEVICE int place(int weight_row, int token) { return weight_row * 8 + (token ^ (weight_row / 4 * 2)); }
+
+// Codes of this warp's blocks of the panel from `first` on.
+template <int STEPS, int WORDS>
+FT_DEVICE void load_panel(u32 words[STEPS][WORDS], const Grouped& job, int first) {
+    int block = first + threadIdx.x / 32;
+    const u32* from = job.codes + (((u64)blockIdx.x * job.blocks + block) * 32 + threadIdx.x % 32) * WORDS;
 #pragma unroll
-        for (int i = 0; i < 2 * HALVES; i++) b[i] = 0;
-    } else if constexpr (HALVES == 1) {
+    for (int i = 0; i < STEPS; i++) {
+        if (block + i * WARPS < job.blocks) load_codes<WORDS>(words[i], from + i * WARPS * 32 * WORDS);
+    }
+}
+
+// Asks for the scales and zero points of the panel from `first` on, a copy for each block.
+template <int COUNT, int TILES>
+FT_DEVICE void ask_scales(Panel<COUNT, TILES>* panel, const Grouped& job, int first, int which) {
+    u64 groups = (u64)blockIdx.x * (job.blocks / job.per_group);
+    int block = threadIdx.x / 4, part = threadIdx.x % 4 * 4;
+    if (block < COUNT && first + block < job.blocks) {
+        u64 at = (groups + (first + block) / job.per_group) * TILE;
+        copy_async16(panel->scales[which][block] + part, job.scales + at + part);
+        if (part == 0) copy_async16(panel->zeros[which][block], job.zeros + at);
+    }
+    copy_async_commit();
+}
+
+// Asks for the scales of the activations of a panel, of the tokens that exist.
+template <int COUNT, int TILES>
+FT_DEVICE void ask_tokens(Panel<COUNT, TILES>* panel, const Grouped& job, int first, int row, int rows) {
+    for (int i = threadIdx.x; i < COUNT * 8 * TILES; i += 256) {
+        int token = i / COUNT, block = i % COUNT;
+        if (row + token >= rows || first + block >= job.blocks) continue;
+        copy_async8(&panel->tokens[block][token], job.a_scales + (u64)(row + token) * job.blocks + first + block);
+    }
+    copy_async_commit();
+}
+
+// 2 HALVES quads of one lane.
+template <int HALVES>
+FT_DEVICE void load_quads(u32* b, const u32* from) {
+    if constexpr (HALVES == 1) {
         uint2 v = *(const uint2*)from;
         b[0] = v.x;
         b[1] = v.y;
@@ -36,91 +108,127 @@ FT_DEVICE void load_quads(u32* b, const u32* from, bool exists) {
     }
 }
 
-// Exact sums of one block of columns: a tile of weights times 8 * TILES rows from `row` on.
-template <int BITS, int HALVES, int TILES>
-FT_DEVICE void dot_block(const Grouped& job, const u32* words, int block, int row, int rows, int* dots) {
+// Exact sums of COUNT of this warp's blocks of columns from `first` on, `words` their codes: a tile of
+// weights times 8 TILES tokens from `row` on. Tokens beyond the last are the last one again, blocks beyond
+// the last whatever stands behind them, and nobody's: so there is no branch, and all activations are asked
+// for before the first is used.
+template <int BITS, int HALVES, int TILES, int COUNT>
+FT_DEVICE void dot_blocks(const Grouped& job, const u32 words[COUNT][BITS / 2 * HALVES], int first, int row, int rows, int* dots) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    u32 a[HALVES][4];
-#pragma unroll
-    for (int half = 0; half < HALVES; half++) open_codes<BITS>(a[half], words, half);
+    u32 b[COUNT][TILES][2 * HALVES];
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
-        int token = row + 8 * tile + g;
-        u32 b[2 * HALVES];
-        const u32* from = job.quads + ((u64)token * job.blocks + block) * (8 * HALVES) + t * 2 * HALVES;
-        load_quads<HALVES>(b, from, token < rows);
-        int c[4] = {0, 0, 0, 0};
+        u64 token = min(row + tile * 8 + g, rows - 1);
+        const u32* from = job.quads + (token * job.blocks + first) * (8 * HALVES) + t * 2 * HALVES;
 #pragma unroll
-        for (int half = 0; half < HALVES; half++) mma_u8i8(c, a[half], b + 2 * half);
-        // [16 rows of weights, 8 tokens] a tile of tokens
-        int* to = dots + tile * TILE * 8 + g * 8 + 2 * t;
-        *(int2*)to = make_int2(c[0], c[1]);
-        *(int2*)(to + 64) = make_int2(c[2], c[3]);
+        for (int i = 0; i < COUNT; i++) load_quads<HALVES>(b[i][tile], from + i * WARPS * 8 * HALVES);
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        u32 a[HALVES][4];
+#pragma unroll
+        for (int half = 0; half < HALVES; half++) open_codes<BITS>(a[half], words[i], half);
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+            int c[4] = {DOT_START, DOT_START, DOT_START, DOT_START};
+#pragma unroll
+            for (int half = 0; half < HALVES; half++) mma_u8i8(c, a[half], b[i][tile] + 2 * half);
+            int* to = dots + (i * WARPS * TILES + tile) * TILE * 8;
+            *(int2*)(to + place(g, 2 * t)) = make_int2(c[0], c[1]);
+            *(int2*)(to + place(g + 8, 2 * t)) = make_int2(c[2], c[3]);
+        }
     }
 }
 
-// One thread's output: a row of weights times a token.
-template <int TILES>
-FT_DEVICE float add_blocks(const Grouped& job, int first, int count, const int* dots, int weight_row, int token, float sum) {
-    int groups = job.blocks / job.per_group, group = first / job.per_group, left = job.per_group - first % job.per_group;
-    const BlockScale* a = job.a_scales + (u64)token * job.blocks + first;
-    u64 at = ((u64)blockIdx.x * groups + group) * TILE + weight_row;
-    float scale = job.scales[at];
-    int zero = job.zeros[at];
+// Adds `count` blocks to a thread's outputs: row `threadIdx.x` % 16 of the tile times every sixteenth token.
+template <int COUNT, int TILES, int OUTPUTS>
+FT_DEVICE void add_blocks(const Panel<COUNT, TILES>& panel, int which, int count, float* sums) {
+    int weight_row = threadIdx.x % TILE, token = threadIdx.x / TILE;
+    const int* dots = panel.dots + token / 8 * TILE * 8 + place(weight_row, token % 8);
+#pragma unroll OUTPUTS == 1 ? 8 : OUTPUTS == 2 ? 4 : 2
     for (int b = 0; b < count; b++) {
-        if (left == 0) {
-            at += TILE;
-            scale = job.scales[at];
-            zero = job.zeros[at];
-            left = job.per_group;
+        float scale = panel.scales[which][b][weight_row];
+        int zero = panel.zeros[which][b][weight_row];
+#pragma unroll
+        for (int i = 0; i < OUTPUTS; i++) {
+            int dot = dots[(b * TILES + 2 * i) * TILE * 8];
+            sums[i] = add_block(sums[i], scale, zero, panel.tokens[b][token + 16 * i], dot);
         }
-        left--;
-        sum = add_block(sum, scale, zero, a[b], dots[b * TILE * 8 * TILES]);
     }
-    return sum;
+}
+
+// Writes a thread's outputs, activated where they are paired: a row of the other half is eight lanes on.
+template <int OUTPUTS>
+FT_DEVICE void write_outputs(const Grouped& job, int row, int end, const float* sums) {
+    int weight_row = threadIdx.x % TILE, output = output_of(job, blockIdx.x, weight_row);
+#pragma unroll
+    for (int i = 0; i < OUTPUTS; i++) {
+        int token = row + threadIdx.x / TILE + 16 * i;
+        float y = sums[i];
+        if (job.bias && output >= 0) y += job.bias[output];
+        bool writes = token < end && output >= 0;
+        if (job.paired) {
+            y = silu(y) * shuffle_xor(y, 8);
+            writes = writes && weight_row < 8;
+        }
+        if (writes) job.out[(u64)token * job.out_width + job.out_start + output] = y;
+    }
 }
 
 template <int BITS, int HALVES, int TILES>
 FT_DEVICE void linear(const u32* counts, const Grouped& job) {
+    const int COUNT = panel_blocks<BITS, HALVES, TILES>(), STEPS = COUNT / WARPS, WORDS = BITS / 2 * HALVES;
+    const int OUTPUTS = TILES == 1 ? 1 : TILES / 2, AT_ONCE = min_of(STEPS, TILES < 4 ? 4 / TILES : 1);
+    using Shared = Panel<COUNT, TILES>;
+    FT_SHARED(Shared, panel);
+    u32 words[STEPS][WORDS];
+    load_panel<STEPS, WORDS>(words, job, 0);
+    ask_scales(panel, job, 0, 0);
     await_launches();
-    const int WORDS = BITS / 2 * HALVES, STEPS = PANEL / TILES / WARPS;
-    __shared__ int dots[PANEL / TILES * TILE * 8 * TILES];
-    int rows = counts[0], row = blockIdx.y * 8 * TILES, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int rows = counts[0], row = blockIdx.y * 8 * TILES;
     if (row >= rows) return;
-    // Output `threadIdx.x` of this tile and these tokens.
-    int tile = threadIdx.x / (TILE * 8), weight_row = threadIdx.x / 8 % TILE, token = row + 8 * tile + threadIdx.x % 8;
-    bool has_output = tile < TILES && token < rows && blockIdx.x * TILE + weight_row < job.n;
-    float sum = 0.0f;
-    for (int first = 0; first < job.blocks; first += PANEL / TILES) {
-        int count = min(PANEL / TILES, job.blocks - first);
-        u32 words[STEPS][WORDS];
+    int end = min(row + 8 * TILES, rows);
+    bool adds = row + (int)threadIdx.x / TILE < end;
+    float sums[OUTPUTS];
 #pragma unroll
-        for (int i = 0; i < STEPS; i++) {
-            int b = i * WARPS + warp;
-            u64 at = (((u64)blockIdx.x * job.blocks + first + b) * 32 + lane) * WORDS;
-            if (b < count) load_codes<WORDS>(words[i], job.codes + at);
-        }
+    for (int i = 0; i < OUTPUTS; i++) sums[i] = 0.0f;
+    for (int first = 0, which = 0;; which ^= 1) {
+        int count = min(COUNT, job.blocks - first);
+        ask_tokens(panel, job, first, row, rows);
 #pragma unroll
-        for (int i = 0; i < STEPS; i++) {
-            int b = i * WARPS + warp;
-            if (b < count) dot_block<BITS, HALVES, TILES>(job, words[i], first + b, row, rows, dots + b * TILE * 8 * TILES);
+        for (int i = 0; i < STEPS; i += AT_ONCE) {
+            int b = i * WARPS + threadIdx.x / 32;
+            if (i * WARPS >= count) break;
+            dot_blocks<BITS, HALVES, TILES, AT_ONCE>(job, words + i, first + b, row, rows, panel->dots + b * TILES * TILE * 8);
         }
+        first += COUNT;
+        load_panel<STEPS, WORDS>(words, job, first);
+        copy_async_wait<0>();
+        // All exact sums, scales and zero points are there.
         __syncthreads();
-        if (has_output) sum = add_blocks<TILES>(job, first, count, dots + threadIdx.x, weight_row, token, sum);
+        ask_scales(panel, job, first, which ^ 1);
+        if (adds) add_blocks<COUNT, TILES, OUTPUTS>(*panel, which, count, sums);
+        if (first >= job.blocks) break;
+        // All have added.
         __syncthreads();
     }
-    if (!has_output) return;
-    int column = blockIdx.x * TILE + weight_row;
-    if (job.bias) sum += job.bias[column];
-    job.out[(u64)token * job.out_width + job.out_start + column] = sum;
+    write_outputs<OUTPUTS>(job, row, end, sums);
+    if (!job.next.quads) return;
+    // Tiles of one block of columns that is quantized; the exact sums are no longer needed.
+    int block = blockIdx.x * (TILE / 2) / job.next.block;
+    u32* counter = job.counters + blockIdx.y * job.next.blocks + block;
+    if (!is_last_block(counter, job.next.block / (TILE / 2), (u32*)panel->dots + 2)) return;
+    quantize_rows(job.next, job.out, job.out_width, block, row, end);
 }
 
-// `counts` is the step's count of these rows. grid (n / 16, rows / (8 TILES))
-FT_KERNEL(256) linear_w4_s64_m8(GROUPED_PARAMETERS) { linear<4, 2, 1>(counts, GROUPED_JOB); }
-FT_KERNEL(256) linear_w4_s64_m16(GROUPED_PARAMETERS) { linear<4, 2, 2>(counts, GROUPED_JOB); }
-FT_KERNEL(256) linear_w4_s32_m8(GROUPED_PARAMETERS) { linear<4, 1, 1>(counts, GROUPED_JOB); }
-FT_KERNEL(256) linear_w4_s32_m16(GROUPED_PARAMETERS) { linear<4, 1, 2>(counts, GROUPED_JOB); }
-FT_KERNEL(256) linear_w8_s64_m8(GROUPED_PARAMETERS) { linear<8, 2, 1>(counts, GROUPED_JOB); }
-FT_KERNEL(256) linear_w8_s64_m16(GROUPED_PARAMETERS) { linear<8, 2, 2>(counts, GROUPED_JOB); }
-FT_KERNEL(256) linear_w8_s32_m8(GROUPED_PARAMETERS) { linear<8, 1, 1>(counts, GROUPED_JOB); }
-FT_KERNEL(256) linear_w8_s32_m16(GROUPED_PARAMETERS) { linear<8, 1, 2>(counts, GROUPED_JOB); }
+#define LINEAR(format, bits, halves)                                                                              \
+    FT_KERNEL(256, 3) linear_##format##_m8(GROUPED_PARAMETERS) { linear<bits, halves, 1>(counts, GROUPED_JOB); }     \
+    FT_KERNEL(256, 3) linear_##format##_m16(GROUPED_PARAMETERS) { linear<bits, halves, 2>(counts, GROUPED_JOB); }    \
+    FT_KERNEL(256, 3) linear_##format##_m32(GROUPED_PARAMETERS) { linear<bits, halves, 4>(counts, GROUPED_JOB); }    \
+    FT_KERNEL(256, 2) linear_##format##_m64(GROUPED_PARAMETERS) { linear<bits, halves, 8>(counts, GROUPED_JOB); }
+
+// `counts` is the step's count of these rows; shared memory: a Panel. grid (n / 16, rows / (8 TILES))
+LINEAR(w4_s64, 4, 2)
+LINEAR(w4_s32, 4, 1)
+LINEAR(w8_s64, 8, 2)
+LINEAR(w8_s32, 8, 1)

@@ -15,7 +15,9 @@ typedef unsigned long long u64;
 #ifndef FT_EMULATED
 
 #define FT_DEVICE __device__ __forceinline__
-#define FT_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// A kernel: threads of a block at most and, where the registers of that many blocks are to fit into a
+// multiprocessor, how many.
+#define FT_KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 // Dynamic shared memory as an array of `type`.
 #define FT_SHARED(type, name)                                 \
     extern __shared__ __align__(16) unsigned char name##_[]; \
@@ -35,11 +37,12 @@ FT_DEVICE u16 f32_to_f16(float value) {
     return bits;
 }
 
-// 16 bytes of weights: read once, so that they need not stay in a cache.
+// 16 bytes of weights: read once, so that they need not stay in a cache. No `nc` where launches are awaited
+// (sm_90): the compiler would move such loads behind the waiting.
 FT_DEVICE uint4 load_once(const uint4* from) {
     uint4 v;
 #if __CUDA_ARCH__ >= 800
-    asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
         : "l"(from));
 #else
@@ -54,7 +57,7 @@ FT_DEVICE uint4 load_once(const uint4* from) {
 FT_DEVICE uint2 load_once(const uint2* from) {
     uint2 v;
 #if __CUDA_ARCH__ >= 800
-    asm("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
 #else
     asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
 #endif

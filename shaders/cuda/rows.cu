@@ -1,9 +1,7 @@
-// Ops that treat each row by itself: embed, norm, head norm, rope, activate, gather.
+// Ops that treat each row by itself: embed, norm, activate, gather.
 //
 //   embed      out[t] = table[tokens[t]]                                  exact
 //   norm       x += add;  out = x / sqrt(mean(x^2) + eps) * weight        [t, d]
-//   head norm  the same in place for each head of `width` columns
-//   rope       columns i and i + width / 2 of a head turn by position * speed[i]
 //   activate   out = silu(x[.., ..f]) * x[.., f..]
 //   gather     out[r] = x[output_rows[r]]                                  exact
 //
@@ -101,42 +99,7 @@ FT_KERNEL(256) rms_norm_quantize(const u32* step, float* x, const float* add, co
     quantize_blocks(QUANTIZED, normed, row, 0, blocks);
 }
 
-// One warp a head. grid (heads / 8, t)
-FT_KERNEL(256) head_norm(const u32* step, float* slot, const float* weight, int slot_width, int start, int heads, int width,
-                         float eps) {
-    await_launches();
-    int row = blockIdx.y, head = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (row >= step[STEP_TOKENS] || head >= heads) return;
-    float* x = slot + (u64)row * slot_width + start + head * width;
-    float square = 0.0f;
-    for (int i = lane; i < width; i += 32) square = fmaf(x[i], x[i], square);
-    float inverse = 1.0f / sqrtf(warp_sum(square) / (float)width + eps);
-    for (int i = lane; i < width; i += 32) x[i] = x[i] * inverse * weight[i];
-}
-
-// `speeds` [rows, width / 2]; `speed_rows` names each token's row. grid (heads * width / 2 / 256, t)
-FT_KERNEL(256) rope(const u32* step, float* slot, const u32* positions, const float* speeds, const u32* speed_rows,
-                    int slot_width, int start, int heads, int head_width, int width, float amplitude) {
-    await_launches();
-    int row = blockIdx.y, item = blockIdx.x * 256 + threadIdx.x, half = width / 2;
-    if (row >= step[STEP_TOKENS] || item >= heads * half) return;
-    int head = item / half, i = item % half;
-    // The angle is an f32 product, as model code computes it.
-    float angle = __fmul_rn((float)positions[row], speeds[(u64)speed_rows[row] * half + i]);
-    float sine, cosine;
-    sincosf(angle, &sine, &cosine);
-    sine *= amplitude;
-    cosine *= amplitude;
-    float* x = slot + (u64)row * slot_width + start + head * head_width;
-    float a = x[i], b = x[i + half];
-    x[i] = fmaf(a, cosine, -(b * sine));
-    x[i + half] = fmaf(b, cosine, a * sine);
-}
-
-FT_DEVICE float silu_times(const float* x_row, int i, int width) {
-    float gate = x_row[i];
-    return gate / (1.0f + expf(-gate)) * x_row[width + i];
-}
+FT_DEVICE float silu_times(const float* x_row, int i, int width) { return silu(x_row[i]) * x_row[width + i]; }
 
 // grid (f / 256, t)
 FT_KERNEL(256) activate_silu(const u32* step, const float* x, float* out, int width) {

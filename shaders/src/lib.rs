@@ -22,6 +22,7 @@ pub const CUDA_HEADERS: &[Source] = &[
 /// The CUDA sources; each is compiled by itself, behind [`CUDA_HEADERS`].
 pub const CUDA: &[Source] = &[
     Source { name: "cuda/rows.cu", text: include_str!("../cuda/rows.cu") },
+    Source { name: "cuda/heads.cu", text: include_str!("../cuda/heads.cu") },
     Source { name: "cuda/quantize.cu", text: include_str!("../cuda/quantize.cu") },
     Source { name: "cuda/linear_grouped.cu", text: include_str!("../cuda/linear_grouped.cu") },
     Source { name: "cuda/gemm_grouped.cu", text: include_str!("../cuda/gemm_grouped.cu") },

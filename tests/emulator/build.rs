@@ -137,7 +137,7 @@ fn list_kernels(
 ) -> Result<Vec<(String, String)>, String> {
     let includes = includes(source, headers);
     let text = format!(
-        "#define FT_KERNEL(threads) {MARK} (threads)\n#include \"prelude.cuh\"\n{includes}"
+        "#define FT_KERNEL(threads, ...) {MARK} (threads)\n#include \"prelude.cuh\"\n{includes}"
     );
     let file = write(&format!("{unit}.list.cpp"), &text)?;
     let expanded = build().file(file).try_expand().map_err(|e| e.to_string())?;

@@ -129,6 +129,9 @@ fn grouped_linear() -> Vec<Case> {
             case(wild(group), shape);
         }
         case(wild(128), [256, 1024]);
+        // More rows than a block of any kernel takes.
+        case(wild(64), [276, 384]);
+        case(wild(32), [276, 96]);
         // More blocks than any kernel takes in one go.
         case(Grouping::plain(bits, 32), [20, 2176]);
     }

@@ -37,11 +37,25 @@ struct Session<'c> {
 /// Runs a case and returns the rows that were wanted; with `poison` everything that no step may
 /// read is NaN before each step.
 pub(super) fn run(backend: &dyn Backend, case: &Case, schedule: Schedule, poison: bool) -> Rows {
+    run_within(backend, case, (schedule, poison), &limits(case))
+}
+
+/// The same with a trace: every slot is written, whatever a backend may do at once otherwise.
+pub(super) fn run_traced(backend: &dyn Backend, case: &Case, schedule: Schedule) -> Rows {
+    run_within(backend, case, (schedule, true), &StepLimits { trace: true, ..limits(case) })
+}
+
+fn run_within(
+    backend: &dyn Backend,
+    case: &Case,
+    (schedule, poison): (Schedule, bool),
+    limits: &StepLimits,
+) -> Rows {
     let mut rng = Rng::new(match schedule {
         Schedule::Mixed(seed) => seed,
         Schedule::Whole | Schedule::Alone => 0,
     });
-    let mut session = Session::new(backend, case, &mut rng);
+    let mut session = Session::new(backend, case, limits, &mut rng);
     let mut rows = Rows::new();
     while let Some(parts) = session.next_parts(schedule, &mut rng) {
         if poison {
@@ -67,9 +81,8 @@ pub(super) fn limits(case: &Case) -> StepLimits {
 }
 
 impl<'c> Session<'c> {
-    fn new(backend: &dyn Backend, case: &'c Case, rng: &mut Rng) -> Self {
-        let limits = limits(case);
-        let runner = backend.build(&case.program, &Source(&case.weights), &limits);
+    fn new(backend: &dyn Backend, case: &'c Case, limits: &StepLimits, rng: &mut Rng) -> Self {
+        let runner = backend.build(&case.program, &Source(&case.weights), limits);
         let mut free = rng.permutation(limits.blocks).into_iter().map(BlockId);
         let tables = case
             .sequences

@@ -52,6 +52,7 @@ struct Function {
 /// A CUDA device with all kernels loaded.
 pub(crate) struct Driver {
     context: Context,
+    multiprocessors: usize,
     stream: CUstream,
     modules: Vec<CUmodule>,
     functions: HashMap<&'static str, Function>,
@@ -93,6 +94,7 @@ impl Driver {
         }
         let mut driver = Self {
             context,
+            multiprocessors: info.multiprocessors as usize,
             stream: null_mut(),
             modules: vec![],
             functions: HashMap::new(),
@@ -299,6 +301,10 @@ fn bits(arg: Arg) -> u64 {
 }
 
 impl Gpu for Driver {
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
     fn alloc(&mut self, bytes: usize) -> Result<Pointer, Error> {
         self.context.make_current()?;
         // The driver refuses to give nothing; its addresses are multiples of 256 or more.

@@ -21,6 +21,11 @@ fn failed(reason: String) -> Error {
 }
 
 impl Gpu for Emulated {
+    /// So few that small matrices meet the kernels that large ones have.
+    fn multiprocessors(&self) -> usize {
+        4
+    }
+
     fn alloc(&mut self, bytes: usize) -> Result<Pointer, Error> {
         self.0.alloc(bytes).map(Pointer).map_err(failed)
     }

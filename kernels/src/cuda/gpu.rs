@@ -58,6 +58,9 @@ pub struct Recorded {
 ///
 /// Whatever is asked happens after everything asked before. Memory lives as long as the device.
 pub trait Gpu: Send {
+    /// How many blocks of threads, each with a multiprocessor to itself, run at once.
+    fn multiprocessors(&self) -> usize;
+
     /// Takes `bytes` of memory, aligned to 256, all zero.
     ///
     /// # Errors

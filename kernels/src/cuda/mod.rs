@@ -21,6 +21,7 @@ mod driver;
 mod emulated;
 pub mod gpu;
 mod inputs;
+mod joins;
 mod library;
 mod measure;
 mod nvrtc;

@@ -4,7 +4,9 @@
 
 use super::gpu::{Gpu, Pointer, Recorded};
 use super::inputs::{self, Inputs};
-use super::plan::{self, COUNTERS, Choices, Chosen, KEPT, Plan, Scratch};
+use super::plan::{
+    self, Activations, COUNTERS, Choices, Chosen, KEPT, Plan, Scratch, ScratchBytes,
+};
 use super::store::{self, Stored};
 use crate::backend::{RowCounts, RunnerMemory};
 use crate::program::{KvDecl, Program, SlotId, TokenId};
@@ -43,7 +45,7 @@ impl CudaRunner {
         weights: &dyn WeightSource,
         limits: &StepLimits,
     ) -> Result<Self, Error> {
-        let (weights, weights_bytes) = store::load(gpu.as_mut(), program, weights)?;
+        let (weights, weights_bytes) = store::load(gpu.as_mut(), program, weights, limits.trace)?;
         let mut build = Build { gpu: gpu.as_mut(), program, limits, slots_bytes: 0, kv_bytes: 0 };
         let plan = build.plan(weights)?;
         let Build { slots_bytes, kv_bytes, .. } = build;
@@ -215,8 +217,7 @@ impl Build<'_> {
         let arena = self.take(4 * layout.len)?;
         let inputs = self.take(4 * Inputs::len_max(program, limits))?;
         let scratch = Scratch {
-            quads: self.take(bytes.quads)?,
-            scales: self.take(bytes.scales)?,
+            quantized: [self.activations(bytes)?, self.activations(bytes)?],
             parts: self.take(bytes.parts)?,
             counters: self.take(4 * COUNTERS)?,
         };
@@ -244,9 +245,15 @@ impl Build<'_> {
             speeds,
             scratch,
             choices,
+            trace: limits.trace,
+            multiprocessors: self.gpu.multiprocessors(),
             block_len: limits.block_len,
             splits: plan::splits(limits),
         })
+    }
+
+    fn activations(&mut self, bytes: ScratchBytes) -> Result<Activations, Error> {
+        Ok(Activations { quads: self.take(bytes.quads)?, scales: self.take(bytes.scales)? })
     }
 
     fn take(&mut self, bytes: usize) -> Result<Pointer, Error> {

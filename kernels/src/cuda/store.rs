@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! linear, quantized    tiles of sixteen rows, in the order of a tensor instruction's lanes
-//!                      (`shaders/cuda/linear_grouped.cu` has the picture)
+//!                      (`shaders/cuda/grouped.cuh` has the picture); where outputs are activated at
+//!                      once, eight rows of gates and the eight that belong to them
 //! embedding, quantized rows of codes as delivered, with scales, zero points and column order
 //! float matrix         as delivered, for both
 //! norm weights, biases f32 vector
@@ -10,6 +11,7 @@
 //! Not here: what is done with them ([`super::plan`]). Input: canonical weights, one at a time.
 
 use super::gpu::{Gpu, Pointer};
+use super::joins;
 use crate::cpu::Blocks;
 use crate::program::{Op, Program, WeightId};
 use crate::{Error, WeightSource, validate};
@@ -49,6 +51,8 @@ pub(crate) struct Tiles {
     pub(crate) zeros: Pointer,
     /// Input column of each stored one, if they are not in order.
     pub(crate) source: Option<Pointer>,
+    /// Whether tiles are eight rows of gates and the eight that belong to them.
+    pub(crate) paired: bool,
 }
 
 /// A quantized matrix for an embedding.
@@ -68,10 +72,13 @@ pub(crate) struct Table {
 struct Uses {
     embed: bool,
     linear: bool,
+    /// Linears, and their outputs are activated at once.
+    paired: bool,
     vector: bool,
 }
 
-/// Stores every weight of a validated program; returns them with the bytes they take.
+/// Stores every weight of a validated program; returns them with the bytes they take. Traced programs
+/// show what lies between steps, so that none are joined.
 ///
 /// # Errors
 /// Those of the source, a weight that is not as declared, and want of memory.
@@ -79,6 +86,7 @@ pub(crate) fn load(
     gpu: &mut dyn Gpu,
     program: &Program,
     source: &dyn WeightSource,
+    trace: bool,
 ) -> Result<(Vec<Stored>, usize), Error> {
     let mut upload = Upload { gpu, bytes: 0 };
     let mut all = Vec::with_capacity(program.weights.len());
@@ -86,7 +94,8 @@ pub(crate) fn load(
         let (id, rows) = (WeightId(all.len() as u32), 0..decl.shape[0]);
         let weight = source.load(id, rows.clone())?;
         validate::weight(program, id, rows, &weight)?;
-        all.push(upload.weight(&weight, uses)?);
+        let paired = !trace && uses.linear && joins::is_paired(program, id);
+        all.push(upload.weight(&weight, Uses { paired, ..uses })?);
         drop(weight);
         source.release(id);
     }
@@ -134,7 +143,7 @@ impl Upload<'_> {
             }
             Weight::Dense(_) => {}
             Weight::Grouped(grouped) => {
-                stored.tiles = uses.linear.then(|| self.tiles(grouped)).transpose()?;
+                stored.tiles = uses.linear.then(|| self.tiles(grouped, uses.paired)).transpose()?;
                 stored.table = uses.embed.then(|| self.table(grouped)).transpose()?;
             }
         }
@@ -157,20 +166,22 @@ impl Upload<'_> {
         })
     }
 
-    fn tiles(&mut self, grouped: &Grouped) -> Result<Tiles, Error> {
+    fn tiles(&mut self, grouped: &Grouped, paired: bool) -> Result<Tiles, Error> {
         let shape = grouped.shape();
         let blocks = Blocks::new(shape.k, shape.group, grouped.perm());
         let stride = stride(&blocks);
-        let codes = pack(grouped, &blocks, stride);
+        let rows = Rows { n: shape.n, paired };
+        let codes = pack(grouped, &blocks, stride, rows);
         let (scales, zeros) = (grouped.scales(), grouped.zeros());
         Ok(Tiles {
             bits: shape.bits,
             stride,
             codes: self.copy(&codes)?,
-            scales: self.copy(&by_tile(scales, shape.n, shape.groups()))?,
-            zeros: self.copy(&by_tile(zeros, shape.n, shape.groups()))?,
+            scales: self.copy(&by_tile(scales, rows, shape.groups()))?,
+            zeros: self.copy(&by_tile(zeros, rows, shape.groups()))?,
             source: blocks.source.as_deref().map(|source| self.copy(source)).transpose()?,
             blocks,
+            paired,
         })
     }
 
@@ -188,36 +199,58 @@ fn stride(blocks: &Blocks) -> usize {
     if blocks.block <= 32 { 32 } else { 64 }
 }
 
-/// `[n, groups]` as `[tiles, groups, 16]`, zeros beyond n.
-fn by_tile<T: Copy + Default>(values: &[T], n: usize, groups: usize) -> Vec<T> {
-    let mut out = vec![T::default(); n.div_ceil(TILE) * groups * TILE];
-    for (row, values) in values.chunks_exact(groups).enumerate() {
-        for (group, value) in values.iter().enumerate() {
-            out[(row / TILE * groups + group) * TILE + row % TILE] = *value;
-        }
+/// The rows of a matrix as tiles have them.
+#[derive(Debug, Clone, Copy)]
+struct Rows {
+    n: usize,
+    /// The first half are gates of the second.
+    paired: bool,
+}
+
+impl Rows {
+    fn tiles(self) -> usize {
+        self.n.div_ceil(TILE)
     }
-    out
+
+    /// Row `row` of tile `tile`, if there is one.
+    fn at(self, tile: usize, row: usize) -> Option<usize> {
+        if !self.paired {
+            return Some(tile * TILE + row).filter(|row| *row < self.n);
+        }
+        let (pairs, half) = (TILE / 2, self.n / 2);
+        let pair = Some(tile * pairs + row % pairs).filter(|pair| *pair < half);
+        pair.map(|pair| pair + row / pairs * half)
+    }
+}
+
+/// `[n, groups]` as `[tiles, groups, 16]`, zeros where there is no row.
+fn by_tile<T: Copy + Default>(values: &[T], rows: Rows, groups: usize) -> Vec<T> {
+    let place = |at: usize| (at / TILE / groups, at / TILE % groups, at % TILE);
+    let value = |at: usize| {
+        let (tile, group, row) = place(at);
+        rows.at(tile, row).map_or(T::default(), |row| values[row * groups + group])
+    };
+    (0..rows.tiles() * groups * TILE).map(value).collect()
 }
 
 /// Codes `[tiles, blocks, lanes, words]`.
-fn pack(grouped: &Grouped, blocks: &Blocks, stride: usize) -> Vec<u32> {
+fn pack(grouped: &Grouped, blocks: &Blocks, stride: usize, rows: Rows) -> Vec<u32> {
     let shape = grouped.shape();
     let columns: Vec<Option<usize>> = blocks.stored_columns(shape.group).collect();
     let quads = stride / TILE;
     let words = quads * shape.bits.count() / 4;
-    let mut out = vec![0u32; shape.n.div_ceil(TILE) * blocks.count * LANES * words];
+    let mut out = vec![0u32; rows.tiles() * blocks.count * LANES * words];
     for (at, words) in out.chunks_exact_mut(words).enumerate() {
         let (lane, block, tile) =
             (at % LANES, at / LANES % blocks.count, at / LANES / blocks.count);
         for quad in 0..quads {
             let first = lane % 4 * (stride / 4) + 4 * quad;
             let code = |half: usize, i: usize| -> u32 {
-                let row = tile * TILE + half * 8 + lane / 4;
                 let column = (first + i < blocks.block)
                     .then(|| columns[block * blocks.block + first + i])
-                    .flatten()
-                    .filter(|_| row < shape.n);
-                column.map_or(0, |column| u32::from(grouped.code(row, column)))
+                    .flatten();
+                let place = rows.at(tile, half * 8 + lane / 4).zip(column);
+                place.map_or(0, |(row, column)| u32::from(grouped.code(row, column)))
             };
             for i in 0..4 {
                 match shape.bits {
@@ -259,7 +292,7 @@ mod tests {
     fn a_lane_holds_its_columns_of_two_rows() {
         let four = matrix(Bits::Four, 20, 128, 64);
         let blocks = Blocks::new(128, 64, None);
-        let words = pack(&four, &blocks, stride(&blocks));
+        let words = pack(&four, &blocks, stride(&blocks), Rows { n: 20, paired: false });
         assert_eq!(words.len(), 2 * 2 * 32 * 4);
         // Tile 0, block 1, lane 4 * 2 + 3: rows 2 and 10, columns 64 + 48 + 4 * 1 .. of word 1.
         let word = words[(32 + 11) * 4 + 1];
@@ -277,7 +310,7 @@ mod tests {
     fn bytes_of_two_rows_take_turns() {
         let eight = matrix(Bits::Eight, 16, 32, 32);
         let blocks = Blocks::new(32, 32, None);
-        let words = pack(&eight, &blocks, stride(&blocks));
+        let words = pack(&eight, &blocks, stride(&blocks), Rows { n: 16, paired: false });
         assert_eq!(words.len(), 32 * 4);
         // Lane 4 * 1 + 2: columns 16 .. 24 of rows 1 and 9.
         let lane = &words[6 * 4..][..4];
@@ -285,5 +318,20 @@ mod tests {
             (0..4).fold(0, |word, i| word | ((row + column + i) % 16) << (8 * i))
         };
         assert_eq!(lane, [quad(1, 16), quad(9, 16), quad(1, 20), quad(9, 20)]);
+    }
+
+    #[test]
+    fn gates_meet_what_belongs_to_them() {
+        let rows = Rows { n: 24, paired: true };
+        assert_eq!(rows.tiles(), 2);
+        assert_eq!([0, 7, 8, 15].map(|row| rows.at(0, row)), [0, 7, 12, 19].map(Some));
+        // The second tile has four pairs.
+        assert_eq!([3, 4, 11, 12].map(|row| rows.at(1, row)), [Some(11), None, Some(23), None]);
+        let values: Vec<u8> = (1..=48).collect();
+        let by_tile = by_tile(&values, rows, 2);
+        assert_eq!(by_tile.len(), 2 * 2 * 16);
+        // Tile 1, group 1: rows 8 .. 12, then 20 .. 24.
+        let expected = [18, 20, 22, 24, 0, 0, 0, 0, 42, 44, 46, 48, 0, 0, 0, 0];
+        assert_eq!(by_tile[48..], expected);
     }
 }

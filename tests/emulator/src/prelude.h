@@ -6,7 +6,7 @@
 #pragma once
 
 #define FT_DEVICE inline
-#define FT_KERNEL(threads) void
+#define FT_KERNEL(...) void
 #define FT_SHARED(type, name) type* name = (type*)emulator::current.shared
 
 // f16 bits to f32, exact. All NaN become one, as on a device.

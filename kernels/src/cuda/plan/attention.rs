@@ -1,11 +1,11 @@
-//! Launches of attention and what belongs to it: rotation, the cache, splits and their join.
+//! Launches of attention: splits and their join.
 //!
-//! Not here: the arrays of a step ([`crate::cuda::inputs`]). Input: ops of a validated program.
+//! Not here: what fills the cache ([`super::heads`]), the arrays of a step ([`crate::cuda::inputs`]). Input: ops of a validated program.
 
 use super::{List, Plan, Scratch, THREADS, args, is_whole_blocks};
 use crate::cuda::gpu::Launch;
 use crate::cuda::store::Tiles;
-use crate::program::{Heads, KvLayer, Mask, RopeId, SlotId};
+use crate::program::{Heads, KvLayer, Mask, SlotId};
 use crate::{Error, StepLimits};
 
 /// Positions of a split of attention, as `shaders/cuda/attention.cu` has them.
@@ -49,50 +49,6 @@ fn window(mask: Mask) -> usize {
 }
 
 impl List<'_> {
-    pub(super) fn rope(&mut self, heads: Heads, rope: RopeId) {
-        let (inputs, decl) = (&self.plan.inputs, &self.program.ropes[rope.index()]);
-        let (speeds, rows) = (self.plan.speeds[rope.index()], inputs.speed_rows(rope.index()));
-        let Heads { slot, start, count, width } = heads;
-        let args = args![
-            inputs.counts(),
-            self.slot(slot),
-            inputs.positions(),
-            speeds,
-            rows,
-            self.width(slot),
-            start,
-            count,
-            width,
-            decl.width,
-            decl.amplitude
-        ];
-        self.elements("rope", count * decl.width / 2, self.rows.tokens, args);
-    }
-
-    pub(super) fn kv_write(&mut self, layer: KvLayer, [k, v]: [Heads; 2]) {
-        let (inputs, [keys, values]) = (&self.plan.inputs, self.plan.kv[layer.index()]);
-        let (k_slot, v_slot) = (self.slot(k.slot), self.slot(v.slot));
-        let args = args![
-            inputs.counts(),
-            k_slot,
-            v_slot,
-            keys,
-            values,
-            inputs.positions(),
-            inputs.owners(),
-            inputs.table_starts(),
-            inputs.table(),
-            k.count,
-            k.width,
-            self.plan.block_len,
-            self.width(k.slot),
-            k.start,
-            self.width(v.slot),
-            v.start
-        ];
-        self.elements("kv_write", k.count * k.width, self.rows.tokens, args);
-    }
-
     pub(super) fn attend(
         &mut self,
         q: Heads,

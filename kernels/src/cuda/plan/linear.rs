@@ -3,13 +3,24 @@
 //! Not here: how weights lie ([`crate::cuda::store`]), which activations are quantized on the way by
 //! the kernel that computes them ([`super`]). Input: ops of a validated program.
 
-use super::{List, Scratch, THREADS, args};
+use super::{Activations, COUNTERS, List, Quantized, THREADS, args};
 use crate::cuda::gpu::{Launch, Pointer};
+use crate::cuda::joins;
 use crate::cuda::store::Tiles;
 use crate::program::{SlotId, SlotView, WeightId};
 use quant::{Bits, FloatType};
 
+/// Rows of weights, and of activations, of a block of the kernels for many rows.
+const GEMM: [usize; 2] = [256, 64];
+/// Rows of weights of a tile.
+const TILE: usize = 16;
+/// Most blocks of columns of a panel of `shaders/cuda/linear_grouped.cu`.
+const PANEL_MOST: usize = 32;
+/// Bytes behind quantized activations: kernels read whole panels, and use what is there of them.
+pub(super) const BEHIND_QUADS: usize = PANEL_MOST * 64;
+
 /// A kernel for quantized linears and the part of the output that one of its blocks computes.
+#[derive(Debug, PartialEq)]
 struct GroupedKernel {
     name: &'static str,
     /// Rows of weights.
@@ -17,57 +28,126 @@ struct GroupedKernel {
     /// Rows of activations.
     rows: usize,
     /// Bytes of shared memory that it asks for at launch.
-    shared: u32,
+    shared: usize,
 }
 
-/// The kernel for `rows` rows: they all compute the same bits.
-fn grouped_kernel(tiles: &Tiles, rows: usize) -> GroupedKernel {
-    let names = match (tiles.bits, tiles.stride) {
-        (Bits::Four, 64) => ["linear_w4_s64_m8", "linear_w4_s64_m16", "gemm_w4_s64"],
-        (Bits::Four, _) => ["linear_w4_s32_m8", "linear_w4_s32_m16", "gemm_w4_s32"],
-        (Bits::Eight, 64) => ["linear_w8_s64_m8", "linear_w8_s64_m16", "gemm_w8_s64"],
-        (Bits::Eight, _) => ["linear_w8_s32_m8", "linear_w8_s32_m16", "gemm_w8_s32"],
+/// The kernels of a format, by rows.
+macro_rules! names {
+    ($format:literal) => {
+        [
+            concat!("linear_", $format, "_m8"),
+            concat!("linear_", $format, "_m16"),
+            concat!("linear_", $format, "_m32"),
+            concat!("linear_", $format, "_m64"),
+            concat!("gemm_", $format),
+        ]
     };
-    match rows {
-        0..=8 => GroupedKernel { name: names[0], weights: 16, rows: 8, shared: 0 },
-        9..=16 => GroupedKernel { name: names[1], weights: 16, rows: 16, shared: 0 },
-        _ => {
-            // Four stages of the activations of 64 rows with their scales.
-            let shared = 4 * 64 * (tiles.stride + 8) as u32;
-            GroupedKernel { name: names[2], weights: 256, rows: 64, shared }
-        }
+}
+
+/// The kernel for `rows` rows of activations and `n` of weights: they all compute the same bits.
+fn grouped_kernel(tiles: &Tiles, n: usize, rows: usize, multiprocessors: usize) -> GroupedKernel {
+    let names = match (tiles.bits, tiles.stride) {
+        (Bits::Four, 64) => names!("w4_s64"),
+        (Bits::Four, _) => names!("w4_s32"),
+        (Bits::Eight, 64) => names!("w8_s64"),
+        (Bits::Eight, _) => names!("w8_s32"),
+    };
+    if rows > 16 && is_for_gemm(n, rows, multiprocessors) {
+        // Four stages: activations of 64 rows and their scales, scales and zero points of 256 weights.
+        let shared = 4 * (GEMM[1] * (tiles.stride + 8) + GEMM[0] * 5);
+        return GroupedKernel { name: names[4], weights: GEMM[0], rows: GEMM[1], shared };
     }
+    let at = match rows {
+        0..=8 => 0,
+        9..=16 => 1,
+        17..=32 => 2,
+        _ => 3,
+    };
+    // Tiles of eight rows, and blocks of columns of a panel.
+    let many = 1 << at;
+    let in_lanes = 256 * 32 / (tiles.bits.count() * tiles.stride);
+    let panel = in_lanes.min(PANEL_MOST).min(64 / many).max(8);
+    // Exact sums; two times scales and zero points; scales of activations.
+    let shared = panel * (many * TILE * 8 * 4 + 2 * TILE * 5 + 8 * many * 8);
+    GroupedKernel { name: names[at], weights: TILE, rows: 8 * many, shared }
+}
+
+/// Whether the kernel for many rows is the faster one. Its blocks bring 11 bytes of codes a clock, alone on a
+/// multiprocessor, for 64 rows, whether they exist or not; those of the others 7 for 32 rows and 4 for 64,
+/// and there are enough of them for every device (counts in `shaders/cuda`): so it is from the point on
+/// where its blocks and the rows of each keep a third of the device busy.
+fn is_for_gemm(n: usize, rows: usize, multiprocessors: usize) -> bool {
+    let blocks = n.div_ceil(GEMM[0]) * rows.div_ceil(GEMM[1]);
+    blocks * rows.min(GEMM[1]) >= GEMM[1] / 3 * multiprocessors
+}
+
+/// Where a quantized linear's outputs go.
+#[derive(Debug, Clone, Copy)]
+struct Outputs {
+    to: Pointer,
+    /// Columns of a row.
+    width: usize,
+    start: usize,
+    bias: Option<Pointer>,
 }
 
 impl List<'_> {
+    /// The linear at `at`, and what is joined with it; how many steps these are.
     pub(super) fn linear(
         &mut self,
-        x: SlotId,
-        weight: WeightId,
-        bias: Option<WeightId>,
+        at: usize,
+        (x, weight, bias): (SlotId, WeightId, Option<WeightId>),
         out: SlotView,
-    ) {
-        let ((counts, rows), bias) = (self.count(x), bias.and_then(|bias| self.vector(bias)));
+    ) -> usize {
+        let bias = bias.and_then(|bias| self.vector(bias));
         let stored = &self.plan.weights[weight.index()];
         let n = self.program.weights[weight.index()].shape[0];
-        let to = (self.slot(out.slot), self.width(out.slot), out.start);
+        let (to, width) = (self.slot(out.slot), self.width(out.slot));
+        let outputs = Outputs { to, width, start: out.start, bias };
         if let Some(tiles) = stored.tiles.clone() {
             self.quantize(x, &tiles);
-            self.grouped((counts, rows), &tiles, bias, n, to);
-        } else if let Some(dense) = stored.dense {
+            let rows = self.count(x).1;
+            let kernel = grouped_kernel(&tiles, n, rows, self.plan.multiprocessors);
+            let activated = joins::activated(self.program, at).filter(|_| tiles.paired);
+            let Some(act) = activated else {
+                self.grouped(x, &tiles, (n, kernel), outputs, None);
+                return 1;
+            };
+            let outputs = Outputs { to: self.slot(act), width: self.width(act), start: 0, bias };
+            let counters = |next: &Tiles| next.blocks.count * rows.div_ceil(kernel.rows);
+            let fits = |next: &Tiles| fits(next, n) && counters(next) <= COUNTERS;
+            let next = self.next_reader(at + 1, act).filter(fits);
+            self.grouped(x, &tiles, (n, kernel), outputs, next.as_ref());
+            self.note(act, next);
+            return 2;
+        }
+        if let Some(dense) = stored.dense {
             let kernel = match dense.float {
                 FloatType::F32 => "linear_f32",
                 FloatType::F16 => "linear_f16",
                 FloatType::Bf16 => "linear_bf16",
             };
-            let (x, columns) = (self.slot(x), self.width(x));
-            let args = args![counts, dense.values, bias, x, to.0, n, columns, to.1, to.2];
+            let ((counts, rows), columns) = (self.count(x), self.width(x));
+            let x = self.slot(x);
+            let args = args![counts, dense.values, bias, x, to, n, columns, width, outputs.start];
             self.push(kernel, [n.div_ceil(8), rows.div_ceil(8), 1], THREADS, args);
+        }
+        1
+    }
+
+    /// Notes that a linear has written `act`, and quantized it as `next` reads it.
+    fn note(&mut self, act: SlotId, next: Option<Tiles>) {
+        let read = self.quantized.as_ref().map_or(0, |known| known.at);
+        if let Some(next) = next {
+            self.quantized = Some(Quantized { slot: act, blocks: next.blocks, at: 1 - read });
+        } else if self.quantized.as_ref().is_some_and(|known| known.slot == act) {
+            self.quantized = None;
         }
     }
 
     fn quantize(&mut self, x: SlotId, tiles: &Tiles) {
-        if self.quantized.as_ref().is_some_and(|(of, as_)| *of == x && *as_ == tiles.blocks) {
+        let known = self.quantized.as_ref();
+        if known.is_some_and(|known| known.slot == x && known.blocks == tiles.blocks) {
             return;
         }
         let (counts, rows) = self.count(x);
@@ -76,25 +156,55 @@ impl List<'_> {
         self.push("quantize", [tiles.blocks.count.div_ceil(16), rows, 1], THREADS, args);
     }
 
+    /// A linear over the quantized `x`, and `next`, which reads its activated outputs quantized.
     fn grouped(
         &mut self,
-        (counts, rows): (Pointer, usize),
+        x: SlotId,
         tiles: &Tiles,
-        bias: Option<Pointer>,
-        n: usize,
-        (out, width, start): (Pointer, usize, usize),
+        (n, kernel): (usize, GroupedKernel),
+        Outputs { to, width, start, bias }: Outputs,
+        next: Option<&Tiles>,
     ) {
-        let kernel = grouped_kernel(tiles, rows);
-        let Tiles { codes, scales, zeros, ref blocks, .. } = *tiles;
-        let Scratch { quads, scales: a_scales, .. } = self.plan.scratch;
+        let (counts, rows) = self.count(x);
+        let Tiles { codes, scales, zeros, ref blocks, paired, .. } = *tiles;
+        let read = self.quantized.as_ref().map_or(0, |known| known.at);
+        let from = self.plan.scratch.quantized[read];
         let (count, per_group) = (blocks.count, blocks.per_group);
-        let args = args![
-            counts, codes, scales, zeros, bias, quads, a_scales, out, n, count, per_group, width,
-            start
+        let mut args = args![
+            counts,
+            codes,
+            scales,
+            zeros,
+            bias,
+            from.quads,
+            from.scales,
+            to,
+            n,
+            count,
+            per_group,
+            width,
+            start,
+            usize::from(paired)
         ];
+        args.extend(match next {
+            Some(Tiles { blocks, stride, .. }) => {
+                let Activations { quads, scales } = self.plan.scratch.quantized[1 - read];
+                let counters = self.plan.scratch.counters;
+                args![quads, scales, blocks.count, blocks.block, *stride, counters]
+            }
+            None => args![Pointer::NULL, Pointer::NULL, 0usize, 0usize, 0usize, Pointer::NULL],
+        });
         let grid = [n.div_ceil(kernel.weights), rows.div_ceil(kernel.rows), 1];
         let grid = grid.map(|blocks| blocks as u32);
-        let GroupedKernel { name: kernel, shared, .. } = kernel;
+        let (kernel, shared) = (kernel.name, kernel.shared as u32);
         self.launches.push(Launch { kernel, grid, threads: THREADS, shared, args });
     }
+}
+
+/// Whether a linear can quantize its activated outputs for `next`: blocks are in order, whole tiles have
+/// one, and whole blocks the tiles of a block of threads of the kernel for many rows.
+fn fits(next: &Tiles, n: usize) -> bool {
+    let block = next.blocks.block;
+    let is_in_order = next.source.is_none() && next.blocks.count * block == n / 2;
+    is_in_order && block.is_multiple_of(TILE / 2) && (GEMM[0] / 2).is_multiple_of(block)
 }

@@ -1,16 +1,34 @@
 //! From a program to launches: which kernel, over how many blocks, with which memory.
 //!
-//! An op becomes one launch, attention of few tokens two (splits, join). Activations are quantized by
-//! the kernel that computes them where the next quantized linear reads them, else by one of their own;
-//! linears of the same input share them. Grids are sized for the rows asked for; kernels read the
-//! step's own counts from the device, so launches made for more rows compute the same. [`rows`],
-//! [`linear`] and [`attention`] have the ops. Not here: memory and copies ([`super::runner`]), the
+//! A layer of a dense decoder with quantized linears takes nine launches, eight where attention joins its
+//! splits by itself:
+//!
+//! ```text
+//! norm      adds the last linear's outputs to the stream, normalises, quantizes   [`rows`]
+//! qkv       one linear                                                            [`linear`]
+//! heads     norms of heads, rotation, keys and values into the cache              [`heads`]
+//! attend    splits of attention                                                   [`attention`]
+//! join      of few tokens: adds the splits, quantizes
+//! o         one linear
+//! norm      as above
+//! gate_up   a linear that activates its outputs and quantizes them
+//! down      one linear
+//! ```
+//! The residual stream is added where the norm reads it: at the end of a linear it would save no launch.
+//! Everything else is a launch an op; what belongs to others is decided by [`super::joins`], and nothing
+//! is joined where a trace shows what lies between. Activations are quantized by the kernel that computes
+//! them where the next quantized linear reads them, else by one of their own; linears of the same input
+//! share them. Grids are sized for the rows asked for; kernels read the step's own counts from the device,
+//! so launches made for more rows compute the same. Not here: memory and copies ([`super::runner`]), the
 //! arrays of a step ([`super::inputs`]). Input: a validated program.
 
 mod attention;
 mod choose;
+mod heads;
 mod linear;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use attention::splits;
 pub(crate) use choose::bytes as choice_bytes;
@@ -39,6 +57,10 @@ pub(crate) struct Plan {
     pub(crate) speeds: Vec<Pointer>,
     pub(crate) scratch: Scratch,
     pub(crate) choices: Choices,
+    /// Whether every slot is to hold what its steps leave there.
+    pub(crate) trace: bool,
+    /// Of the device.
+    pub(crate) multiprocessors: usize,
     pub(crate) block_len: usize,
     /// Most splits of a sequence.
     pub(crate) splits: usize,
@@ -47,13 +69,19 @@ pub(crate) struct Plan {
 /// Memory between the launches of one op.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scratch {
-    /// Quantized activations and the scales of their blocks.
-    pub(crate) quads: Pointer,
-    pub(crate) scales: Pointer,
+    /// Quantized activations: two, since a linear may read one and write the other.
+    pub(crate) quantized: [Activations; 2],
     /// Partial results of attention.
     pub(crate) parts: Pointer,
     /// [`COUNTERS`] of u32, all 0 between launches: for blocks that do what is left when all are done.
     pub(crate) counters: Pointer,
+}
+
+/// Memory of quantized activations and the scales of their blocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Activations {
+    pub(crate) quads: Pointer,
+    pub(crate) scales: Pointer,
 }
 
 /// Memory of the choice of tokens.
@@ -86,7 +114,7 @@ pub(crate) enum Chosen {
 /// Most counters that one launch uses.
 pub(crate) const COUNTERS: usize = 1 << 14;
 
-/// Bytes of each piece of [`Scratch`].
+/// Bytes of each piece of [`Scratch`]; of `quads` and `scales` there are two.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ScratchBytes {
     pub(crate) quads: usize,
@@ -109,7 +137,8 @@ pub(crate) fn scratch_bytes(
             Op::Linear { x, weight, .. } => {
                 let Some(tiles) = &weights[weight.index()].tiles else { continue };
                 let rows = RowCounts::most(limits).of(program.slots[x.index()].rows);
-                most.quads = most.quads.max(rows * tiles.blocks.count * tiles.stride);
+                let quads = rows * tiles.blocks.count * tiles.stride + linear::BEHIND_QUADS;
+                most.quads = most.quads.max(quads);
                 most.scales = most.scales.max(rows * tiles.blocks.count * 8);
             }
             Op::Attend { q, .. } => {
@@ -147,8 +176,18 @@ struct List<'a> {
     program: &'a Program,
     rows: RowCounts,
     launches: Vec<Launch>,
-    /// What the quantized activations are of, and how they lie.
-    quantized: Option<(SlotId, Blocks)>,
+    /// What is quantized.
+    quantized: Option<Quantized>,
+}
+
+/// Activations that lie quantized in one of [`Scratch::quantized`].
+#[derive(Debug, Clone)]
+struct Quantized {
+    /// What they are of.
+    slot: SlotId,
+    blocks: Blocks,
+    /// Which of the two.
+    at: usize,
 }
 
 /// An argument list from values of several types.
@@ -186,15 +225,18 @@ impl List<'_> {
     /// Lists the launches of the step at `at`; how many steps they are the launches of.
     fn op(&mut self, at: usize) -> usize {
         let op = &self.program.steps[at].op;
-        if let Some((slot, _)) = &self.quantized
-            && op.writes().contains(slot)
-        {
+        if self.quantized.as_ref().is_some_and(|known| op.writes().contains(&known.slot)) {
             self.quantized = None;
+        }
+        if let Op::HeadNorm { .. } | Op::Rope { .. } = op
+            && let Some(steps) = self.heads(at)
+        {
+            return steps;
         }
         match *op {
             Op::Embed { table, out } => self.embed(table, out),
             Op::Norm { x, add, weight, eps, out } => self.norm(at, [x, out], add, weight, eps),
-            Op::Linear { x, weight, bias, out } => self.linear(x, weight, bias, out),
+            Op::Linear { x, weight, bias, out } => return self.linear(at, (x, weight, bias), out),
             Op::HeadNorm { heads, weight, eps } => self.head_norm(heads, weight, eps),
             Op::Rope { heads, rope } => self.rope(heads, rope),
             Op::KvWrite { layer, k, v } => self.kv_write(layer, [k, v]),
@@ -225,8 +267,8 @@ impl List<'_> {
 
     /// Arguments that say where activations of `slot` go as `tiles` reads them; notes that they do.
     fn quantized(&mut self, slot: SlotId, tiles: &Tiles) -> Vec<Arg> {
-        self.quantized = Some((slot, tiles.blocks.clone()));
-        let Scratch { quads, scales, .. } = self.plan.scratch;
+        self.quantized = Some(Quantized { slot, blocks: tiles.blocks.clone(), at: 0 });
+        let Activations { quads, scales } = self.plan.scratch.quantized[0];
         let Blocks { count, block, .. } = tiles.blocks;
         args![tiles.source, quads, scales, count, block, tiles.stride]
     }

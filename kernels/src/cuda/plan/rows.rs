@@ -1,10 +1,10 @@
 //! Launches of the ops that treat each row by itself: `shaders/cuda/rows.cu`.
 //!
-//! Not here: rotation ([`super::attention`]). Input: ops of a validated program.
+//! Not here: heads ([`super::heads`]). Input: ops of a validated program.
 
 use super::{List, THREADS, args, is_whole_blocks};
 use crate::cuda::store::{Table, Tiles};
-use crate::program::{Heads, SlotId, WeightId};
+use crate::program::{SlotId, WeightId};
 use quant::FloatType;
 
 impl List<'_> {
@@ -41,13 +41,6 @@ impl List<'_> {
         let kernels = ["rms_norm", "rms_norm_quantize"];
         let kernel = self.with_quantize((at, out), kernels, |_| true, &mut args);
         self.push(kernel, [1, self.rows.tokens, 1], THREADS, args);
-    }
-
-    pub(super) fn head_norm(&mut self, heads: Heads, weight: WeightId, eps: f32) {
-        let (step, weight) = (self.plan.inputs.counts(), self.vector(weight));
-        let Heads { slot, start, count, width } = heads;
-        let args = args![step, self.slot(slot), weight, self.width(slot), start, count, width, eps];
-        self.push("head_norm", [count.div_ceil(8), self.rows.tokens, 1], THREADS, args);
     }
 
     pub(super) fn activate(&mut self, at: usize, x: SlotId, out: SlotId) {

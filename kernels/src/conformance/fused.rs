@@ -1,0 +1,136 @@
+//! Steps that a backend may do at once where nobody looks between them: with a trace, which shows all
+//! slots, the bits are the same.
+//!
+//! Not here: ops that write what the next one reads and leave it in its slot too ([`super::joined`]).
+
+use super::case::{Builder, Case, Grouping, dense};
+use super::cases::plain_speeds;
+use super::session::{Schedule, run, run_traced};
+use super::{Tested, cpus, cuda, decoder};
+use crate::program::{
+    Activation, Heads, Mask, Op, RopeDecl, RopeSpeeds, SlotId, SlotView, WeightId,
+};
+use emulator::Options;
+use quant::{Bits, FloatType, Weight};
+
+const SCHEDULES: [Schedule; 3] = [Schedule::Whole, Schedule::Alone, Schedule::Mixed(3)];
+
+/// Which heads are normalised, one weight each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Norms {
+    None,
+    Queries,
+    Apart,
+    Together,
+}
+
+/// Heads from their slot to attention; what is observed is attention's output or, if `keys`, the slot
+/// itself, whose keys must then be there.
+fn heads(norms: Norms, [width, turning]: [usize; 2], keys: bool) -> Case {
+    let mut b = Builder::new(31, &[19, 1, 6], 4);
+    let slot = b.input(3 + 8 * width, 1.0);
+    let heads = |first: usize, count| Heads { slot, start: 3 + first * width, count, width };
+    let (q, k, v) = (heads(0, 4), heads(4, 2), heads(6, 2));
+    let normed = match norms {
+        Norms::None => vec![],
+        Norms::Queries => vec![q],
+        Norms::Apart => vec![q, k],
+        Norms::Together => vec![heads(0, 6)],
+    };
+    for (i, heads) in normed.into_iter().enumerate() {
+        let (weight, eps) = (b.vector(width), [1e-6, 1e-5][i]);
+        b.step(Op::HeadNorm { heads, weight, eps });
+    }
+    let speeds = RopeSpeeds::Fixed(plain_speeds(turning, 10000.0));
+    let rope = b.rope(RopeDecl { width: turning, speeds, amplitude: 1.25 });
+    b.step(Op::Rope { heads: heads(0, 6), rope });
+    let (layer, out) = (b.kv(2, width), b.tokens_slot(4 * width));
+    b.step(Op::KvWrite { layer, k, v });
+    b.step(Op::Attend { q, layer, mask: Mask::Causal, scale: 0.3, out });
+    let name = format!("heads: {norms:?} normed, {turning} of {width} turn, keys read: {keys}");
+    b.observe(name, if keys { slot } else { out })
+}
+
+/// A linear into `slot`, which has as many columns as the weight has rows.
+fn linear(b: &mut Builder, x: SlotId, (weight, bias): (Weight<'static>, bool)) -> SlotId {
+    let n = weight.shape()[0];
+    let bias: Option<WeightId> = bias.then(|| {
+        let bias = dense(&mut b.rng, FloatType::F32, [1, n]);
+        b.weight(bias)
+    });
+    let (weight, slot) = (b.weight(weight), b.tokens_slot(n));
+    b.step(Op::Linear { x, weight, bias, out: SlotView { slot, start: 0, width: n } });
+    slot
+}
+
+/// A gated feed-forward block of `hidden` columns; `down` is the grouping of its second linear. What is
+/// observed is its output or, if `between`, its gates, which must then be there.
+fn gated(bits: Bits, hidden: usize, down: Grouping, between: bool) -> Case {
+    let mut b = Builder::new(32, &[19, 3, 30], 4);
+    let x = b.input(192, 2.0);
+    let up = Grouping { asymmetric: true, ..Grouping::plain(bits, 64) };
+    let weight = up.weight(&mut b.rng, [2 * hidden, 192]);
+    let gates = linear(&mut b, x, (weight, hidden % 3 == 0));
+    let act = b.tokens_slot(hidden);
+    b.step(Op::Activate { kind: Activation::Silu, x: gates, out: act });
+    let weight = down.weight(&mut b.rng, [24, hidden]);
+    let out = linear(&mut b, act, (weight, false));
+    let name = format!("gated: {up} {hidden}, then {down}, gates read: {between}");
+    b.observe(name, if between { gates } else { out })
+}
+
+/// All of them.
+pub(super) fn all() -> Vec<Case> {
+    let mut cases = vec![];
+    for norms in [Norms::None, Norms::Queries, Norms::Apart, Norms::Together] {
+        cases.push(heads(norms, [8, 6], false));
+    }
+    cases.push(heads(Norms::Apart, [5, 4], true));
+    cases.push(heads(Norms::None, [128, 128], false));
+    for bits in [Bits::Four, Bits::Eight] {
+        let plain = |group| Grouping::plain(bits, group);
+        // Blocks of 64 columns and of 32; the kernel for many rows.
+        cases.push(gated(bits, 128, plain(128), false));
+        cases.push(gated(bits, 96, plain(32), false));
+        cases.push(gated(bits, 256, plain(64), false));
+        // Blocks that are not quantized on the way.
+        cases.push(gated(bits, 80, plain(40), false));
+        cases.push(gated(bits, 20, plain(20), false));
+        cases.push(gated(bits, 96, Grouping { act_order: true, ..plain(32) }, false));
+        // Nothing may be joined.
+        cases.push(gated(bits, 96, plain(32), true));
+    }
+    cases
+}
+
+fn check(tested: &Tested, case: &Case) {
+    let backend = tested.backend.as_ref();
+    for schedule in SCHEDULES {
+        let apart = run_traced(backend, case, schedule);
+        let found = run(backend, case, schedule, true);
+        assert_eq!(found, apart, "{} on {} ({schedule:?})", case.name, tested.name);
+    }
+}
+
+#[test]
+fn steps_that_are_done_at_once_give_the_bits_of_a_trace() {
+    for tested in cpus().pop().into_iter().chain(cuda(Options::default())) {
+        all().iter().chain(&decoder::decoders()).for_each(|case| check(&tested, case));
+    }
+}
+
+/// One order of tokens and steps, and another.
+#[test]
+fn they_do_not_depend_on_the_schedule_or_on_the_order_of_threads() {
+    for case in all() {
+        let Some(first) = cuda(Options::default()) else { return };
+        let rows = run(first.backend.as_ref(), &case, Schedule::Whole, false);
+        for options in Options::all() {
+            let tested = cuda(options).expect("it was there before");
+            let found = run(tested.backend.as_ref(), &case, Schedule::Mixed(4), true);
+            for (place, row) in found {
+                assert_eq!(row, rows[&place], "{} {place:?} with {options:?}", case.name);
+            }
+        }
+    }
+}
