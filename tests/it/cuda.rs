@@ -29,7 +29,7 @@ const SPILLS: [(&str, u32, u32); 2] = [
     ("rope", 90, 32),
 ];
 /// How kernels' names begin, the oldest architecture, and an instruction that such kernels must have.
-const INSTRUCTIONS: [(&str, u32, &str); 7] = [
+const INSTRUCTIONS: [(&str, u32, &str); 12] = [
     // int8 tensor instructions
     ("linear_w", 75, "IMMA"),
     ("gemm_w", 75, "IMMA"),
@@ -40,6 +40,13 @@ const INSTRUCTIONS: [(&str, u32, &str); 7] = [
     ("gemm_w8", 75, ".128.CONSTANT"),
     // copies to shared memory beside the arithmetic
     ("gemm_w", 80, "LDGSTS.E.BYPASS.128"),
+    ("attend_mma", 80, "LDGSTS.E.BYPASS.128"),
+    // f16 tensor instructions, their operands from shared memory as they are and transposed
+    ("attend_mma", 75, "HMMA"),
+    ("attend_mma", 75, "LDSM.16.M88.4"),
+    ("attend_mma", 75, "LDSM.16.MT88.4"),
+    // powers of two by an instruction
+    ("attend_mma", 75, "MUFU.EX2"),
 ];
 
 /// The compiler, or the reason why there is none, printed.

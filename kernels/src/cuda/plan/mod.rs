@@ -1,13 +1,14 @@
 //! From a program to launches: which kernel, over how many blocks, with which memory.
 //!
-//! An op becomes one launch, attention of few tokens two (splits, join). Activations are quantized by
+//! An op becomes one launch, attention of few tokens without tensor cores two (splits, join). Activations are quantized by
 //! the kernel that computes them where the next quantized linear reads them, else by one of their own;
 //! linears of the same input share them. Grids are sized for the rows asked for; kernels read the
 //! step's own counts from the device, so launches made for more rows compute the same. [`rows`],
-//! [`linear`] and [`attention`] have the ops. Not here: memory and copies ([`super::runner`]), the
+//! [`linear`], [`attention`] and [`attention_mma`] have the ops. Not here: memory and copies ([`super::runner`]), the
 //! arrays of a step ([`super::inputs`]). Input: a validated program.
 
 mod attention;
+mod attention_mma;
 mod linear;
 mod rows;
 
@@ -161,8 +162,7 @@ impl List<'_> {
             Op::Rope { heads, rope } => self.rope(heads, rope),
             Op::KvWrite { layer, k, v } => self.kv_write(layer, [k, v]),
             Op::Attend { q, layer, mask, scale, out } => {
-                self.attend(q, layer, (mask, scale), out);
-                self.join(at, q, mask, out);
+                self.attend(at, (q, layer), (mask, scale), out);
             }
             Op::Activate { kind: Activation::Silu, x, out } => self.activate(at, x, out),
             Op::Gather { x, out } => self.gather(x, out),
