@@ -613,8 +613,9 @@ FT_DEVICE void attend_tile(const u32* step, const Attention& a, const Quantized&
     if (tile.rows <= 16) attend_splits<WIDTH, (WIDTH / 16 + WARPS - 1) / WARPS, true>(a, tile, s, first + blockIdx.x, blocks, end, blocks == 1);
     else attend_splits<WIDTH, WIDTH / 16, false>(a, tile, s, first + blockIdx.x, blocks, end, blocks == 1);
     if (blocks > 1) {
-        // The flag lies where weights did: nobody needs them once all are here.
-        if (!is_last_block(a.counters + blockIdx.y * gridDim.z + blockIdx.z, blocks, (u32*)s.weights)) return;
+        // The flag lies where a split's last weights did: nobody needs them once all are here.
+        u32* flag = (u32*)(s.weights + SPLIT - 2);
+        if (!is_last_block(a.counters + blockIdx.y * gridDim.z + blockIdx.z, blocks, flag)) return;
         join_parts<WIDTH>(a, tile, first, end);
     }
     if (to.quads) quantize_tile<WIDTH>(a, tile, to);
