@@ -7,7 +7,7 @@
 use crate::scheduler::StepPart;
 use crate::sequence::Sequence;
 use kernels::program::{BlockId, TokenId};
-use kernels::{BlockTables, StepInput, StepLimits};
+use kernels::{BlockTables, Draw, StepInput, StepLimits};
 
 /// Host arrays of one step.
 #[derive(Debug, Default)]
@@ -20,6 +20,7 @@ pub struct Batch {
     blocks: Vec<BlockId>,
     block_ends: Vec<u32>,
     output_rows: Vec<u32>,
+    draws: Vec<Option<Draw>>,
 }
 
 impl Batch {
@@ -35,6 +36,7 @@ impl Batch {
             blocks: Vec::with_capacity(limits.blocks),
             block_ends: Vec::with_capacity(s),
             output_rows: Vec::with_capacity(limits.outputs),
+            draws: Vec::with_capacity(limits.outputs),
         }
     }
 
@@ -52,6 +54,11 @@ impl Batch {
         self.tokens.iter_mut().for_each(|token| *token = map(*token));
     }
 
+    /// Asks for all logits, where they are more than what tokens are chosen by.
+    pub fn want_logits(&mut self) {
+        self.draws.clear();
+    }
+
     /// The arrays as packed last.
     pub fn input(&self) -> StepInput<'_> {
         StepInput {
@@ -62,6 +69,7 @@ impl Batch {
             context_lens: &self.context_lens,
             block_tables: BlockTables { blocks: &self.blocks, ends: &self.block_ends },
             output_rows: &self.output_rows,
+            draws: &self.draws,
         }
     }
 
@@ -74,6 +82,7 @@ impl Batch {
         self.blocks.clear();
         self.block_ends.clear();
         self.output_rows.clear();
+        self.draws.clear();
     }
 
     fn push(&mut self, part: &StepPart, sequence: &Sequence, block_len: usize) {
@@ -87,6 +96,9 @@ impl Batch {
         self.blocks.extend_from_slice(&sequence.blocks[..part.end.div_ceil(block_len)]);
         self.block_ends.push(self.blocks.len() as u32);
         self.output_rows.extend(end - part.outputs as u32..end);
+        // A row's token stands behind it.
+        let positions = part.end + 1 - part.outputs..part.end + 1;
+        self.draws.extend(positions.map(|position| sequence.draw(position)));
     }
 }
 
@@ -94,6 +106,7 @@ impl Batch {
 mod tests {
     use super::*;
     use crate::request::{Request, RequestId};
+    use crate::sampler;
 
     fn sequence(tokens: std::ops::Range<u32>, prompt_len: usize, blocks: &[u32]) -> Sequence {
         let request = Request::new(tokens.map(TokenId).collect(), 9);
@@ -128,5 +141,10 @@ mod tests {
         assert_eq!(input.block_tables.of(0), [BlockId(1), BlockId(4)]);
         assert_eq!(input.block_tables.of(1), [BlockId(7), BlockId(3)]);
         assert_eq!(input.output_rows, [1, 2, 3]);
+        let draw = |position| sampler::draw(&sequences[1].sampling, 0, position);
+        assert_eq!(input.draws, [4, 5, 6].map(draw));
+        assert!(input.draws.iter().all(Option::is_some));
+        batch.want_logits();
+        assert_eq!(batch.input().draws, []);
     }
 }

@@ -7,8 +7,9 @@ use crate::grammar::Guide;
 use crate::logprobs::LogprobsWanted;
 use crate::prefix::Link;
 use crate::request::{FinishReason, Request, RequestId};
-use crate::sampler::{History, SamplingParams};
+use crate::sampler::{self, History, SamplingParams};
 use crate::speculation::DraftState;
+use kernels::Draw;
 use kernels::program::{BlockId, TokenId};
 
 /// What a sequence is doing.
@@ -145,6 +146,13 @@ impl Sequence {
         row_v.extend_from_slice(logits_v);
         guide.mask(row_v)?;
         Ok(row_v)
+    }
+
+    /// How the token at `position` is chosen, where its logits alone decide and nobody else wants them.
+    pub fn draw(&self, position: usize) -> Option<Draw> {
+        let free = self.guide.is_none() && self.logprobs.is_none() && self.draft.laws.is_empty();
+        let generated = position.checked_sub(self.prompt_len).filter(|_| free)?;
+        sampler::draw(&self.sampling, generated, position as u32)
     }
 
     /// Moves the proposed tokens from its end into `proposed` and counts them.

@@ -17,7 +17,7 @@ use engine::sampler::{History, Sampler, SamplingParams};
 use engine::speculation::{Costs, Curve, DraftCosts};
 use kernels::cpu::Isa;
 use kernels::program::{BlockId, TokenId};
-use kernels::{BlockTables, Program, Runner, StepInput, StepLimits, StepOutput};
+use kernels::{BlockTables, Draw, Program, Runner, StepInput, StepLimits, StepOutput};
 use std::time::{Duration, Instant};
 
 /// Rows at which a verifier is measured, as far as its limits and the draft length go.
@@ -113,7 +113,7 @@ pub(crate) fn measure(
             break;
         }
     }
-    let token = sampling_time(&verifier.output.logits, verifier.vocab);
+    let token = sampling_time(&verifier.output, verifier.vocab);
     let draft = draft.map(|d| d.costs(token)).transpose()?;
     Ok(Costs { verify: verified.curve(0.0)?, draft, lookup: LOOKUP, token })
 }
@@ -185,9 +185,13 @@ fn draft_rows(config: &EngineConfig, steps: &Steps<'_>) -> Vec<usize> {
     [1, 2, 4, 8, 16].into_iter().filter(|&m| m <= most).collect()
 }
 
-/// Seconds to choose a token from the first row of `logits`; the least of three.
-fn sampling_time(logits: &[f32], vocab: usize) -> f64 {
-    let Some(logits_v) = logits.get(..vocab) else { return 0.0 };
+/// Seconds to choose a token from the first row of logits, the least of three; none where the runner
+/// chooses by itself.
+fn sampling_time(output: &StepOutput, vocab: usize) -> f64 {
+    if output.chosen.first().is_some_and(Option::is_some) {
+        return 0.0;
+    }
+    let Some(logits_v) = output.logits.get(..vocab) else { return 0.0 };
     let (mut sampler, params) = (Sampler::default(), SamplingParams::default());
     let time = |position| {
         let start = Instant::now();
@@ -284,6 +288,7 @@ impl<'a> Steps<'a> {
                 ends: &[blocks],
             },
             output_rows: &(rows as u32 - outputs..rows as u32).collect::<Vec<_>>(),
+            draws: &vec![Some(Draw::GREEDY); outputs as usize],
         };
         let start = Instant::now();
         self.runner.step(&input, &mut self.output).context(Unexpected)?;

@@ -28,5 +28,6 @@ pub const CUDA: &[Source] = &[
     Source { name: "cuda/linear_dense.cu", text: include_str!("../cuda/linear_dense.cu") },
     Source { name: "cuda/attention.cu", text: include_str!("../cuda/attention.cu") },
     Source { name: "cuda/attention_mma.cu", text: include_str!("../cuda/attention_mma.cu") },
+    Source { name: "cuda/choose.cu", text: include_str!("../cuda/choose.cu") },
     Source { name: "cuda/measure.cu", text: include_str!("../cuda/measure.cu") },
 ];

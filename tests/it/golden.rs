@@ -3,6 +3,7 @@
 //! Input: `tests/golden/{decoders,quantized}`, whose values were computed by transformers in
 //! float32. Both spellings of the configuration must give the same logits.
 
+use crate::gpu;
 use crate::run::{self, Device};
 use engine::model::{Head, Model};
 use serde_json::Value;
@@ -36,7 +37,7 @@ fn cases(section: &str) -> Vec<Case> {
 
 /// How far the logits on `device` may lie from the float32 reference.
 ///
-/// Reference: [`F32_TOLERANCE`]. The cpu device rounds keys and values to f16, a part of what a
+/// Reference: [`F32_TOLERANCE`]. The other devices round keys and values to f16, a part of what a
 /// float16 forward pass rounds, so twice that pass's measured noise plus 0.01 bounds it. Grouped
 /// weights add int8 activations: rounding to steps of `max|x| / 127` of a block of up to 64 near
 /// Gaussian values (max about 2.6 deviations) is noise of `2.6 / 127 / sqrt(12)` = 0.0059
@@ -135,10 +136,20 @@ fn check_legacy(case: &Case, model: &Model, device: Device) -> bool {
 }
 
 fn check_section(section: &str, device: Device, head: Head) {
-    let (mut failures, mut twins) = (vec![], 0);
     let all = cases(section);
     assert!(all.len() >= 14, "{section} has only {} cases", all.len());
-    for case in &all {
+    check_cases(section, all.iter(), device, head);
+}
+
+fn check_cases<'a>(
+    section: &str,
+    cases: impl Iterator<Item = &'a Case>,
+    device: Device,
+    head: Head,
+) {
+    let (mut failures, mut twins, mut count) = (vec![], 0, 0);
+    for case in cases {
+        count += 1;
         let model = run::open_with(&case.dir, head);
         let (worst, allowed) = check_case(case, &model, device, head);
         if head == Head::Keep {
@@ -149,7 +160,7 @@ fn check_section(section: &str, device: Device, head: Head) {
             failures.push(format!("{}: {worst:.3e} > {allowed:.3e}", case.name));
         }
     }
-    println!("{twins} of {} cases with config.legacy.json too", all.len());
+    println!("{section}: {twins} of {count} cases with config.legacy.json too");
     assert!(failures.is_empty(), "{device:?}:\n{}", failures.join("\n"));
 }
 
@@ -171,6 +182,24 @@ fn quantized_on_reference() {
 #[test]
 fn quantized_on_cpu() {
     check_section("quantized", Device::Cpu, Head::Keep);
+}
+
+/// On a device all cases; on a processor, which takes a hundred times as long, every fourth.
+fn check_cuda(section: &str) {
+    if gpu::is_there() {
+        let step = if gpu::is_real() { 1 } else { 4 };
+        check_cases(section, cases(section).iter().step_by(step), Device::Cuda, Head::Keep);
+    }
+}
+
+#[test]
+fn decoders_on_cuda() {
+    check_cuda("decoders");
+}
+
+#[test]
+fn quantized_on_cuda() {
+    check_cuda("quantized");
 }
 
 #[test]

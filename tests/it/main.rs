@@ -10,6 +10,7 @@ mod cli;
 mod cuda;
 mod demo;
 mod golden;
+mod gpu;
 mod hostile;
 mod kl;
 mod models;

@@ -1,5 +1,6 @@
 //! Loading and running models in tests: logits, losses and greedy continuations on a device.
 
+use crate::gpu;
 use engine::engine::{Engine, EngineConfig};
 use engine::files::ModelFiles;
 use engine::forward;
@@ -17,12 +18,14 @@ use std::path::Path;
 pub(crate) enum Device {
     Reference,
     Cpu,
+    Cuda,
 }
 
 impl Device {
     pub(crate) fn backend(self) -> Box<dyn Backend> {
         match self {
             Self::Reference => Box::new(ReferenceBackend),
+            Self::Cuda => gpu::backend(),
             Self::Cpu => {
                 let options = CpuOptions { threads: Some(2), isa: None };
                 Box::new(CpuBackend::new(&options).expect("the cpu device is always there"))

@@ -110,7 +110,8 @@ impl Engine {
         let mut end = None;
         let wanted = sequence.logprobs;
         for (i, logits_v) in rows.take(1 + self.proposed.len()).enumerate() {
-            let guess = Guess { proposed: self.proposed.get(i).copied(), row: i, rule };
+            let ready = self.output.chosen.get(row + i).copied().flatten();
+            let guess = Guess { proposed: self.proposed.get(i).copied(), ready, row: i, rule };
             let chosen = sequence.allowed(logits_v, &mut self.allowed_v).and_then(|allowed_v| {
                 guess.resolve(&mut self.sampler, allowed_v, sequence).map_err(|e| e.to_string())
             });
@@ -145,6 +146,8 @@ impl Engine {
 /// One output row that may confirm a proposed token.
 struct Guess {
     proposed: Option<TokenId>,
+    /// What the runner chose of the row, whose logits then mean nothing.
+    ready: Option<TokenId>,
     /// Which row of its sequence.
     row: usize,
     rule: Rule,
@@ -161,9 +164,7 @@ impl Guess {
         let position = sequence.tokens.len() as u32;
         let Some(proposed) = self.proposed else {
             let source = if self.row == 0 { TokenSource::Plain } else { TokenSource::Bonus };
-            let params = &sequence.sampling;
-            let chosen = sampler.sample(logits_v, &sequence.history(), params, position)?;
-            return Ok((chosen, source));
+            return Ok((self.choose(sampler, logits_v, sequence)?, source));
         };
         let chosen = self.judge(proposed, sampler, logits_v, sequence)?;
         let accepted = match self.rule {
@@ -178,6 +179,18 @@ impl Guess {
         Ok((proposed, TokenSource::Drafted))
     }
 
+    /// The model's own choice of the token after `sequence`.
+    fn choose(
+        &self,
+        sampler: &mut Sampler,
+        logits_v: &[f32],
+        sequence: &Sequence,
+    ) -> Result<TokenId, LogitsError> {
+        let (params, position) = (&sequence.sampling, sequence.tokens.len() as u32);
+        let chosen = || sampler.sample(logits_v, &sequence.history(), params, position);
+        self.ready.map_or_else(chosen, Ok)
+    }
+
     /// The token that stands where `proposed` was proposed: itself if it is accepted. (A residual
     /// never holds the rejected token, so equality says the same for both rules.)
     fn judge(
@@ -189,7 +202,7 @@ impl Guess {
     ) -> Result<TokenId, LogitsError> {
         let (params, position) = (&sequence.sampling, sequence.tokens.len() as u32);
         let Some(draft) = sequence.draft.laws.get(self.row) else {
-            return sampler.sample(logits_v, &sequence.history(), params, position);
+            return self.choose(sampler, logits_v, sequence);
         };
         let mut verifier = Law::point(TokenId(0));
         sampler.law(logits_v, &sequence.history(), params, &mut verifier)?;

@@ -6,7 +6,8 @@
 
 use kernels::backend::RunnerMemory;
 use kernels::program::{SlotId, TokenId};
-use kernels::{Error, Runner, StepInput, StepLimits, StepOutput};
+use kernels::reference::choose;
+use kernels::{Draw, Error, Runner, StepInput, StepLimits, StepOutput};
 use std::sync::{Arc, Mutex};
 
 /// Decides whether step `n` fails and whether logits are spoilt.
@@ -130,6 +131,20 @@ impl ScriptedRunner {
     }
 }
 
+impl ScriptedRunner {
+    /// Chooses every other token itself and spoils its row, which nobody may look at then.
+    fn choose(&self, draws: &[Option<Draw>], output: &mut StepOutput) {
+        let rows = output.logits.chunks_exact_mut(self.vocab).zip(draws);
+        let chosen = rows.map(|(logits_v, draw)| {
+            let draw = draw.filter(|draw| mix(draw.key).is_multiple_of(2))?;
+            let token = choose(logits_v, draw)?;
+            logits_v.fill(f32::NAN);
+            Some(token)
+        });
+        output.chosen.extend(chosen);
+    }
+}
+
 impl Runner for ScriptedRunner {
     fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
         self.check(input);
@@ -146,6 +161,7 @@ impl Runner for ScriptedRunner {
         }
         drop(log);
         let owners = self.write(input);
+        output.chosen.clear();
         output.logits.clear();
         for &row in input.output_rows {
             let row = row as usize;
@@ -156,6 +172,7 @@ impl Runner for ScriptedRunner {
             let logit = |v| if spoilt { f32::NAN } else { logit(hash, v) };
             output.logits.extend((0..self.vocab as u32).map(logit));
         }
+        self.choose(input.draws, output);
         Ok(())
     }
 

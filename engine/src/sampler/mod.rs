@@ -23,6 +23,7 @@ pub use params::SamplingParams;
 
 use adjust::Tally;
 use filter::Candidate;
+use kernels::Draw;
 use kernels::program::TokenId;
 use noise::NoiseKey;
 
@@ -61,6 +62,14 @@ pub fn sample(
     position: u32,
 ) -> Result<TokenId, LogitsError> {
     Sampler::default().sample(logits_v, history, params, position)
+}
+
+/// [`sample`] as a rule that needs nothing but the logits, so that a device may follow it: for the
+/// token at `position`, after `generated` others; none where parameters ask for more than that.
+pub fn draw(params: &SamplingParams, generated: usize, position: u32) -> Option<Draw> {
+    let temperature = params.temperature;
+    let plain = !params.adjusts(generated) && (temperature == 0.0 || !params.filters());
+    plain.then(|| Draw { key: NoiseKey::new(params.seed, position).value(), temperature })
 }
 
 /// Every token that may be chosen with its probability, likeliest first, ties by ascending id:

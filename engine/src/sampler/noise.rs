@@ -38,6 +38,11 @@ impl NoiseKey {
         Self(next(next(seed) ^ u64::from(position) ^ ((stream as u64) << 32)))
     }
 
+    /// The key as a number: what else makes this noise starts from it.
+    pub fn value(self) -> u64 {
+        self.0
+    }
+
     /// 64 uniform bits for `token`.
     pub fn bits(self, token: TokenId) -> u64 {
         next(self.0 ^ u64::from(token.0))

@@ -375,6 +375,20 @@ proptest! {
         prop_assert!(kept.iter().any(|c| c.token == top));
     }
 
+    /// What a device is asked for is what is chosen here.
+    #[test]
+    fn a_draw_chooses_as_the_sampler_does(
+        row in proptest::collection::vec(any::<f32>(), 0..40), seed: u64, position: u32,
+        vocab in 1usize..600, t in prop_oneof![Just(0.0f32), Just(1.0), 0.001f32..=3.0],
+    ) {
+        let params = SamplingParams { temperature: t, seed, ..Default::default() };
+        let rule = draw(&params, 3, position).unwrap();
+        for row in [row, testkit::Rng::new(seed).floats(vocab, 5.0)] {
+            let here = sample(&row, &History::default(), &params, position).ok();
+            prop_assert_eq!(kernels::reference::choose(&row, rule), here);
+        }
+    }
+
     #[test]
     fn any_row_and_any_valid_parameters_give_a_candidate_or_an_error(
         row in proptest::collection::vec(any::<f32>(), 0..40),
@@ -392,6 +406,28 @@ proptest! {
         let law = candidates(&row, &history, &params).unwrap();
         prop_assert!(law.iter().any(|c| c.0 == token));
         prop_assert!((law.iter().map(|c| f64::from(c.1)).sum::<f64>() - 1.0).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn what_needs_more_than_logits_is_no_draw() {
+    let plain = SamplingParams::default();
+    let is_draw = |params: &SamplingParams| draw(params, 3, 9).is_some();
+    assert!(is_draw(&plain) && is_draw(&SamplingParams::greedy()));
+    assert!(is_draw(&SamplingParams { top_k: 5, ..SamplingParams::greedy() }));
+    let held = SamplingParams { min_tokens: 4, end_tokens: ids(&[1]), ..plain.clone() };
+    assert!(!is_draw(&held) && draw(&held, 4, 9).is_some());
+    for params in [
+        SamplingParams { top_k: 5, ..plain.clone() },
+        SamplingParams { top_p: 0.9, ..plain.clone() },
+        SamplingParams { min_p: 0.1, ..plain.clone() },
+        SamplingParams { typical_p: 0.9, ..plain.clone() },
+        SamplingParams { repetition_penalty: 1.1, ..plain.clone() },
+        SamplingParams { frequency_penalty: 0.1, ..SamplingParams::greedy() },
+        SamplingParams { presence_penalty: 0.1, ..plain.clone() },
+        SamplingParams { logit_bias: vec![(TokenId(1), 1.0)], ..plain },
+    ] {
+        assert!(!is_draw(&params), "{params:?}");
     }
 }
 

@@ -97,6 +97,9 @@ impl DraftModel {
             if !self.vocab.is_identity() {
                 self.batch.map_tokens(|token| self.vocab.to_draft(token));
             }
+            if !self.vocab.is_identity() || rule == Rule::Rejection {
+                self.batch.want_logits();
+            }
             self.runner.step(&self.batch.input(), &mut self.output)?;
             self.sample(sequences, rule);
         }
@@ -134,17 +137,8 @@ impl DraftModel {
             if part.outputs == 0 {
                 continue;
             }
-            let vocab = self.vocab.draft_vocab();
-            let mut logits_v = &self.output.logits[row * vocab..(row + 1) * vocab];
+            let goes_on = self.choose(row, sequence, rule);
             row += 1;
-            if !self.vocab.is_identity() {
-                self.vocab.row(logits_v, &mut self.row_v);
-                logits_v = &self.row_v;
-            }
-            // A grammar that allows the draft nothing leaves the verifier to say so.
-            let allowed = sequence.allowed(logits_v, &mut self.allowed_v);
-            let goes_on =
-                allowed.is_ok_and(|logits_v| propose(&mut self.sampler, logits_v, sequence, rule));
             let len = sequence.tokens.len();
             if goes_on && len < end {
                 self.parts[kept] = StepPart { start: part.end, end: len, ..part };
@@ -154,6 +148,22 @@ impl DraftModel {
         }
         self.parts.truncate(kept);
         self.ends.truncate(kept);
+    }
+
+    /// Appends the choice of output row `row` to `sequence` as a proposed token; whether to go on.
+    fn choose(&mut self, row: usize, sequence: &mut Sequence, rule: Rule) -> bool {
+        if let Some(token) = self.output.chosen.get(row).copied().flatten() {
+            return sequence.propose(token);
+        }
+        let vocab = self.vocab.draft_vocab();
+        let mut logits_v = &self.output.logits[row * vocab..(row + 1) * vocab];
+        if !self.vocab.is_identity() {
+            self.vocab.row(logits_v, &mut self.row_v);
+            logits_v = &self.row_v;
+        }
+        // A grammar that allows the draft nothing leaves the verifier to say so.
+        let allowed = sequence.allowed(logits_v, &mut self.allowed_v);
+        allowed.is_ok_and(|logits_v| propose(&mut self.sampler, logits_v, sequence, rule))
     }
 }
 

@@ -4,6 +4,7 @@
 //! result, so that nothing can be joined.
 
 use super::case::{Builder, Case, Grouping};
+use super::gpu_tests::gpu;
 use super::session::{Schedule, run};
 use super::{Tested, cpus, cuda, reference};
 use crate::program::{Activation, Heads, Mask, Op, Rows, SlotId, SlotView};
@@ -87,5 +88,6 @@ fn check(tested: &Tested) {
 #[test]
 fn ops_that_are_joined_give_the_same_bits() {
     let one_of_each = [reference()].into_iter().chain(cpus().pop());
-    one_of_each.chain(cuda(Options::default())).for_each(|tested| check(&tested));
+    let gpus = cuda(Options::default()).into_iter().chain(gpu());
+    one_of_each.chain(gpus).for_each(|tested| check(&tested));
 }

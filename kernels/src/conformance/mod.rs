@@ -8,8 +8,10 @@
 mod bounds;
 mod case;
 mod cases;
+mod choice;
 mod contract;
 mod decoder;
+mod gpu_tests;
 mod invariance;
 mod joined;
 mod oracle;
@@ -35,7 +37,8 @@ struct Tested {
 
 /// Every backend and variant this machine can run.
 fn backends() -> Vec<Tested> {
-    [reference()].into_iter().chain(cpus()).chain(cuda(Options::default())).collect()
+    let gpus = cuda(Options::default()).into_iter().chain(gpu_tests::gpu());
+    [reference()].into_iter().chain(cpus()).chain(gpus).collect()
 }
 
 fn reference() -> Tested {

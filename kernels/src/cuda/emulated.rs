@@ -1,7 +1,8 @@
-//! The emulator as a device: the backend's own launches, run on a processor. For tests alone.
+//! The emulator as a device: the backend's own launches, run on a processor. For tests alone, those of
+//! this crate and those of whole models (`tests/it`), which have this file too.
 
+use super::Error;
 use super::gpu::{Arg, Gpu, Launch, Pointer};
-use crate::Error;
 use emulator::{Emulator, Options};
 
 /// An emulated device.

@@ -1,27 +1,28 @@
 //! What the CUDA backend asks of a device: memory, copies and launches, in the order they are asked.
 //!
-//! [`super::driver`] is a real device; tests run the same launches on a processor. Not here: which
+//! `driver` is a real device; tests run the same launches on a processor, and others may write them
+//! down ([`super::CudaBackend::on`]). Not here: which
 //! kernels there are (`shaders/cuda`), what they are launched for ([`super::plan`]).
 
 use crate::Error;
 
 /// Address of device memory, as kernels get it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Pointer(pub(crate) u64);
+pub struct Pointer(pub u64);
 
 impl Pointer {
     /// No memory: for an argument that a kernel does not use.
-    pub(crate) const NULL: Self = Self(0);
+    pub const NULL: Self = Self(0);
 
     /// `bytes` further on.
-    pub(crate) fn offset(self, bytes: usize) -> Self {
+    pub fn offset(self, bytes: usize) -> Self {
         Self(self.0 + bytes as u64)
     }
 }
 
 /// An argument of a kernel; all of a kernel's parameters are of these types.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Arg {
+pub enum Arg {
     /// A pointer to device memory.
     Pointer(Pointer),
     /// `int`.
@@ -32,22 +33,22 @@ pub(crate) enum Arg {
 
 /// One kernel launch.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Launch {
+pub struct Launch {
     /// Name of an `extern "C"` kernel of [`shaders::CUDA`].
-    pub(crate) kernel: &'static str,
+    pub kernel: &'static str,
     /// Blocks in x, y and z; where one is 0 nothing runs.
-    pub(crate) grid: [u32; 3],
+    pub grid: [u32; 3],
     /// Threads of a block, in x.
-    pub(crate) threads: u32,
+    pub threads: u32,
     /// Bytes of dynamic shared memory.
-    pub(crate) shared: u32,
+    pub shared: u32,
     /// In the order of the kernel's parameters.
-    pub(crate) args: Vec<Arg>,
+    pub args: Vec<Arg>,
 }
 
 /// Launches that are asked for as one.
 #[derive(Debug)]
-pub(crate) struct Recorded {
+pub struct Recorded {
     pub(super) launches: Vec<Launch>,
     /// Number of the device's own recording, if it made one.
     pub(super) graph: Option<usize>,
@@ -56,7 +57,7 @@ pub(crate) struct Recorded {
 /// A device with its memory and one queue of work.
 ///
 /// Whatever is asked happens after everything asked before. Memory lives as long as the device.
-pub(crate) trait Gpu: Send {
+pub trait Gpu: Send {
     /// Takes `bytes` of memory, aligned to 256, all zero.
     ///
     /// # Errors

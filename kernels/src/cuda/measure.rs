@@ -1,8 +1,9 @@
-//! What a GPU's memory gives, measured: decoding can be no faster.
+//! What a GPU's memory and its tensor instructions give, measured: decoding and prefill can be no
+//! faster.
 //!
 //! Not here: the processor's ([`crate::devices`]). Input: an opened device.
 
-use super::gpu::{Arg, Gpu, Launch};
+use super::gpu::{Arg, Gpu, Launch, Pointer};
 use crate::Error;
 use std::time::Instant;
 
@@ -41,6 +42,35 @@ pub(crate) fn read_bandwidth(gpu: &mut dyn Gpu, bytes: usize) -> Result<f64, Err
     Ok((PASSES * turns * TURN) as f64 / best)
 }
 
+/// Blocks and rounds of the multiplying kernel: some milliseconds of work for the largest devices.
+const MULTIPLIERS: usize = 1024;
+const ROUNDS: usize = 4096;
+/// Operations of a block in a round: eight warps, each eight products of 16 x 32 and 32 x 8.
+const BLOCK_OPS: usize = 8 * 8 * 2 * 16 * 8 * 32;
+
+/// Operations per second that `gpu` does on 8-bit integers, a product and a sum being two.
+///
+/// # Errors
+/// Want of memory, or the driver's reason.
+pub(crate) fn int8_peak(gpu: &mut dyn Gpu) -> Result<f64, Error> {
+    let out = gpu.alloc(4 * 256 * MULTIPLIERS)?;
+    let launch = multiply(out, MULTIPLIERS, ROUNDS);
+    let mut best = f64::MAX;
+    for _ in 0..=MEASUREMENTS {
+        let start = Instant::now();
+        gpu.launch(&launch)?;
+        gpu.read(out, &mut [0; 4])?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok((MULTIPLIERS * ROUNDS * BLOCK_OPS) as f64 / best)
+}
+
+fn multiply(out: Pointer, blocks: usize, rounds: usize) -> Launch {
+    let args = vec![Arg::Pointer(out), Arg::Int(i32::try_from(rounds).unwrap_or(i32::MAX))];
+    let grid = [blocks as u32, 1, 1];
+    Launch { kernel: "multiply_tiles", grid, threads: 256, shared: 0, args }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::emulated::Emulated;
@@ -77,5 +107,25 @@ mod tests {
             gpu.read(out, &mut sum).unwrap();
             assert_eq!(sum, [0, 1, 0, 0], "vector {hidden}");
         }
+    }
+    #[test]
+    fn every_round_adds_to_every_sum() {
+        if let Err(why) = emulator::available() {
+            return println!("skipped: {why}");
+        }
+        let mut gpu = Emulated::new(emulator::Options::default()).unwrap();
+        let out = gpu.alloc(4 * 256 * 2).unwrap();
+        let mut sums = |rounds: usize| {
+            gpu.launch(&multiply(out, 2, rounds)).unwrap();
+            let mut sums = vec![0i32; 256 * 2];
+            gpu.read(out, bytemuck::cast_slice_mut(&mut sums)).unwrap();
+            sums
+        };
+        let [none, one, two] = [0, 1, 2].map(&mut sums);
+        assert!(none.iter().all(|&sum| sum == 0));
+        // The first round's operands are those of a thread; both blocks do the same.
+        let (first, second) = one.split_at(256);
+        assert!(first == second && first.iter().skip(32).all(|&sum| sum != 0));
+        assert!(two.iter().zip(&one).skip(32).take(224).all(|(two, one)| two != one));
     }
 }

@@ -19,7 +19,7 @@ mod devices;
 mod driver;
 #[cfg(test)]
 mod emulated;
-mod gpu;
+pub mod gpu;
 mod inputs;
 mod library;
 mod measure;
@@ -72,7 +72,7 @@ impl std::fmt::Debug for CudaBackend {
 impl CudaBackend {
     /// Device `index` of this machine, opened for each runner that is built.
     pub fn new(index: usize, options: Options) -> Self {
-        Self { open: Box::new(move || Ok(Box::new(Driver::open(index, &options)?))) }
+        Self::on(move || Ok(Box::new(Driver::open(index, &options)?)))
     }
 
     /// Bytes per second that the device reads from its memory, measured now in a fraction of a second.
@@ -83,10 +83,23 @@ impl CudaBackend {
         measure::read_bandwidth((self.open)()?.as_mut(), MEASURED_BYTES)
     }
 
+    /// Operations per second on 8-bit integers, measured now in a fraction of a second.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: the device cannot be opened, or fails.
+    pub fn int8_peak(&self) -> Result<f64, Error> {
+        measure::int8_peak((self.open)()?.as_mut())
+    }
+
+    /// Whatever `open` gives, opened for each runner that is built.
+    pub fn on(open: impl Fn() -> Result<Box<dyn Gpu>, Error> + Send + 'static) -> Self {
+        Self { open: Box::new(open) }
+    }
+
     /// The same kernels and launches on a processor.
     #[cfg(test)]
     pub(crate) fn emulated(options: emulator::Options) -> Self {
-        Self { open: Box::new(move || Ok(Box::new(emulated::Emulated::new(options)?))) }
+        Self::on(move || Ok(Box::new(emulated::Emulated::new(options)?)))
     }
 }
 

@@ -9,9 +9,12 @@
 //! blocks map to positions, [`runner`] which slots an op touches.
 
 mod cache;
+mod choice;
 mod ops;
 pub mod rope;
 mod runner;
+
+pub use choice::choose;
 
 use crate::program::WeightId;
 use crate::{Backend, Error, Program, Runner, StepLimits, WeightSource, validate};

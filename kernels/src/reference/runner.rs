@@ -3,7 +3,7 @@
 //! Not here: arithmetic ([`super::ops`]). Programs and inputs are validated before they get here.
 
 use super::cache::KvCache;
-use super::{Matrix, ops, rope};
+use super::{Matrix, choose, ops, rope};
 use crate::backend::{RowCounts, RunnerMemory};
 use crate::program::{Heads, KvLayer, Mask, Op, RopeId, SlotId, SlotView, WeightId};
 use crate::{Error, Program, Runner, StepInput, StepLimits, StepOutput, validate};
@@ -183,6 +183,10 @@ impl Runner for ReferenceRunner {
         }
         output.logits.clear();
         output.logits.extend_from_slice(self.slot(self.program.logits));
+        let width = self.program.slots[self.program.logits.index()].width;
+        let rows = output.logits.chunks_exact(width).zip(input.draws);
+        output.chosen.clear();
+        output.chosen.extend(rows.map(|(logits_v, draw)| choose(logits_v, (*draw)?)));
         Ok(())
     }
 

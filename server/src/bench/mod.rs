@@ -212,10 +212,11 @@ impl Place<'_> {
 
     /// Measures what the machine can do now.
     fn ceilings(&self) -> anyhow::Result<Ceilings> {
-        let read = match self.args.device {
-            DeviceName::Cuda(number) => load::cuda(number).read_bandwidth()?,
-            DeviceName::Cpu | DeviceName::Reference => devices::read_bandwidth(self.threads),
-        };
+        if let DeviceName::Cuda(number) = self.args.device {
+            let gpu = load::cuda(number);
+            return Ok(Ceilings { read: gpu.read_bandwidth()?, int8: Some(gpu.int8_peak()?) });
+        }
+        let read = devices::read_bandwidth(self.threads);
         let int8 = self.isa().map(|isa| devices::int8_peak(isa, self.threads)).transpose()?;
         Ok(Ceilings { read, int8 })
     }

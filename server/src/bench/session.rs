@@ -7,7 +7,7 @@ use crate::load::{STEP_TOKENS, Unexpected};
 use anyhow::Context;
 use engine::kv::BLOCK_LEN;
 use kernels::program::{BlockId, Program, TokenId};
-use kernels::{BlockTables, Runner, StepInput, StepLimits, StepOutput};
+use kernels::{BlockTables, Draw, Runner, StepInput, StepLimits, StepOutput};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -169,6 +169,7 @@ impl Session {
                 ends: &ends(self.blocks),
             },
             output_rows: &output_rows,
+            draws: &vec![Some(Draw::GREEDY); output_rows.len()],
         };
         let start = Instant::now();
         self.runner.step(&input, &mut self.output).context(Unexpected)?;
