@@ -1,10 +1,11 @@
-// Attention of single tokens over the paged cache (heads.cu writes it).
+// Attention of single tokens over the paged cache (heads.cu writes it), for heads of any width: those of
+// 16, 32, 64, 80, 96 and 128 columns go to attention_mma.cu.
 //
 //   score[p] = scale * (q . k[p])    out = sum over p of exp(score[p] - max) v[p] / sum of exp
 //
 //   caches [blocks, KV heads, block_len, width] f16; a sequence's block table says where position p
 //          lies: block p / block_len of the table, row p % block_len
-//   walk   chunks of 128 positions at multiples of 128 of the absolute position, and of these the four
+//   walk   chunks of 128 positions at multiples of 128 of the absolute position, and of these the two
 //          of a split together. A split carries maximum and sum from chunk to chunk (online softmax) and
 //          gives a partial result; partial results are added in ascending order
 //   split  a block of 128 threads takes up to 8 query heads of one token that share a KV head. A chunk's
@@ -18,7 +19,7 @@
 // nothing, and none that nobody sees is read. Reference: reference::ops::attend.
 
 #define CHUNK 128
-#define SPLIT 512
+#define SPLIT 256
 #define HEADS 8
 #define STEP_TOKENS 0
 #define INFINITE __uint_as_float(0x7f800000u)

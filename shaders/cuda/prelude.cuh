@@ -37,6 +37,13 @@ FT_DEVICE u16 f32_to_f16(float value) {
     return bits;
 }
 
+// 2 to the power of `value`, off by at most 2^-22 of it; results below 2^-126 are 0.
+FT_DEVICE float exp2_approx(float value) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
+}
+
 // 16 bytes of weights: read once, so that they need not stay in a cache. No `nc` where launches are awaited
 // (sm_90): the compiler would move such loads behind the waiting.
 FT_DEVICE uint4 load_once(const uint4* from) {
@@ -220,6 +227,17 @@ FT_DEVICE bool is_last_block(u32* counter, u32 count, u32* flag) {
     __syncthreads();
     __threadfence();
     return *flag;
+}
+
+// Two f16, to nearest even, `first` in the low half.
+FT_DEVICE u32 pack_f16(float first, float second) {
+#if !defined(FT_EMULATED) && __CUDA_ARCH__ >= 800
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+#else
+    return f32_to_f16(first) | (u32)f32_to_f16(second) << 16;
+#endif
 }
 
 // bf16 bits to f32, exact.

@@ -28,6 +28,7 @@ pub const CUDA: &[Source] = &[
     Source { name: "cuda/gemm_grouped.cu", text: include_str!("../cuda/gemm_grouped.cu") },
     Source { name: "cuda/linear_dense.cu", text: include_str!("../cuda/linear_dense.cu") },
     Source { name: "cuda/attention.cu", text: include_str!("../cuda/attention.cu") },
+    Source { name: "cuda/attention_mma.cu", text: include_str!("../cuda/attention_mma.cu") },
     Source { name: "cuda/choose.cu", text: include_str!("../cuda/choose.cu") },
     Source { name: "cuda/measure.cu", text: include_str!("../cuda/measure.cu") },
 ];

@@ -33,7 +33,7 @@ const SPILLS: [(&str, u32, u32); 6] = [
     ("heads", 90, 32),
 ];
 /// How kernels' names begin, the oldest architecture, and an instruction that such kernels must have.
-const INSTRUCTIONS: [(&str, u32, &str); 9] = [
+const INSTRUCTIONS: [(&str, u32, &str); 14] = [
     // int8 tensor instructions
     ("linear_w", 75, "IMMA"),
     ("gemm_w", 75, "IMMA"),
@@ -45,6 +45,13 @@ const INSTRUCTIONS: [(&str, u32, &str); 9] = [
     // copies to shared memory beside the arithmetic
     ("linear_w", 80, "LDGSTS.E.BYPASS.128"),
     ("gemm_w", 80, "LDGSTS.E.BYPASS.128"),
+    ("attend_mma", 80, "LDGSTS.E.BYPASS.128"),
+    // f16 tensor instructions, their operands from shared memory as they are and transposed
+    ("attend_mma", 75, "HMMA"),
+    ("attend_mma", 75, "LDSM.16.M88.4"),
+    ("attend_mma", 75, "LDSM.16.MT88.4"),
+    // powers of two by an instruction
+    ("attend_mma", 75, "MUFU.EX2"),
     // waiting for the launches before
     ("", 90, AWAIT),
 ];

@@ -23,6 +23,11 @@ pub(super) fn cpu(expected: &Expected) -> f64 {
     UNIT * expected.many + 1.0001 * expected.int8 + expected.f16
 }
 
+/// What CUDA may be off by: as the CPU, and what tensor cores round beyond it.
+pub(super) fn cuda(expected: &Expected) -> f64 {
+    cpu(expected) + expected.tensor
+}
+
 /// Measures a case against its bound; anything beyond fails with its place.
 fn measure(tested: &Tested, case: &Case) -> f64 {
     let rows = run(tested.backend.as_ref(), case, Schedule::Whole, false);

@@ -233,8 +233,31 @@ fn attend() -> Vec<Case> {
     cases.push(attention(long, &[300, 2]));
     cases.push(attention(Attention { mask: Mask::Window(130), ..long }, &[300]));
     // More positions than any kernel takes in one go.
-    cases.push(attention(Attention { heads: [2, 1, 8], ..long }, &[530]));
+    cases.push(attention(Attention { heads: [2, 1, 40], ..long }, &[270]));
+    cases.push(attention(Attention { heads: [2, 1, 32], ..long }, &[530]));
+    cases.extend(tensor_attend());
     cases
+}
+
+/// Widths of heads that tensor cores take, and numbers of query heads that share a KV head.
+fn tensor_attend() -> Vec<Case> {
+    let (causal, near, far) = (Mask::Causal, Mask::Window(9), Mask::Window(290));
+    let of = |heads, mask, block_len, lens: &[usize]| {
+        attention(Attention { heads, mask, block_len, sharpness: 1.0 }, lens)
+    };
+    vec![
+        of([1, 1, 128], causal, 4, &[20, 3]),
+        of([8, 2, 80], causal, 16, &[23, 1, 14]),
+        of([7, 1, 64], near, 4, &[6, 31]),
+        of([12, 1, 80], near, 16, &[18, 5, 17]),
+        of([2, 1, 96], causal, 5, &[67]),
+        of([70, 1, 16], causal, 16, &[9, 2]),
+        of([7, 1, 16], far, 4, &[330, 270]),
+        attention(
+            Attention { heads: [4, 2, 32], mask: far, block_len: 16, sharpness: 20.0 },
+            &[345],
+        ),
+    ]
 }
 
 fn attention(shape: Attention, lens: &[usize]) -> Case {

@@ -6,7 +6,8 @@
 //! - `once`: the result of exact arithmetic is rounded once (the reference);
 //! - `many`: every product and sum is rounded (a float kernel);
 //! - `int8`, absolute: activations are rounded to 127 steps of the largest in a weight group;
-//! - `f16`, absolute: keys and values are stored in f16.
+//! - `f16`, absolute: keys and values are stored in f16;
+//! - `tensor`, absolute: what tensor cores round beyond a float kernel.
 
 use super::case::Case;
 use crate::program::{Heads, KvLayer, Mask, Op, RopeDecl, RopeSpeeds, SlotId, WeightId};
@@ -28,19 +29,20 @@ pub(super) struct Expected {
     pub(super) many: f64,
     pub(super) int8: f64,
     pub(super) f16: f64,
+    pub(super) tensor: f64,
 }
 
 impl Expected {
     /// A number every backend must copy bit for bit.
     fn exact(value: f64) -> Self {
-        Self { value, once: 0.0, many: 0.0, int8: 0.0, f16: 0.0 }
+        Self { value, once: 0.0, many: 0.0, int8: 0.0, f16: 0.0, tensor: 0.0 }
     }
 
     /// A number that depends on others of the given size, which f64 sums leave exact to 2^-44.
     fn new(value: f64, size: f64, many: f64) -> Self {
         let f64_sums = size / 1_048_576.0;
         let (once, many) = (value.abs() + f64_sums, value.abs() + many);
-        Self { value, once, many, int8: 0.0, f16: 0.0 }
+        Self { value, once, many, int8: 0.0, f16: 0.0, tensor: 0.0 }
     }
 }
 
@@ -261,6 +263,12 @@ fn attended(q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>], scale: f64) -> Ve
     let size = |k: &Vec<f64>| -> f64 { q.iter().zip(k).map(|(q, k)| (q * k).abs()).sum() };
     let doubts: Vec<f64> = keys.iter().map(|k| F16_UNIT * scale.abs() * size(k)).collect();
     let stored = Shifted::new(&weights, &doubts);
+    let doubts: Vec<f64> = keys
+        .iter()
+        .zip(&scores)
+        .map(|(k, score)| tensor_doubt(q, k, scale, most - score))
+        .collect();
+    let on_tensors = Shifted::new(&weights, &doubts);
     let column = |j: usize| {
         let column: Vec<f64> = values.iter().map(|v| v[j]).collect();
         let value = product(&weights, &column);
@@ -268,9 +276,35 @@ fn attended(q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>], scale: f64) -> Ve
         let many = size * n.sqrt() + rounded.error(&column, value) / UNIT;
         let mut element = Expected::new(value, size, many);
         element.f16 = stored.error(&column, value) + F16_UNIT * stored.size(&column);
+        element.tensor = on_tensors.error(&column, value) + tensor_sums(keys.len()) * size;
         element
     };
     (0..q.len()).map(column).collect()
+}
+
+/// What a sum of `n` products on tensor cores is off by, relative to the sum of their sizes: an
+/// instruction aligns 16 products and what was there before to the largest and cuts each off after 23
+/// bits, so 17 times 2^-23 for each 16.
+fn tensor_sums(n: usize) -> f64 {
+    n.div_ceil(16) as f64 * 17.0 * 2.0 * UNIT
+}
+
+/// What the logarithm of a weight `2^x` is off by on tensor cores (`shaders/cuda/attention_mma.cu`);
+/// its score is `below` the greatest.
+fn tensor_doubt(q: &[f64], k: &[f64], scale: f64, below: f64) -> f64 {
+    let size: f64 = scale.abs() * q.iter().zip(k).map(|(q, k)| (q * k).abs()).sum::<f64>();
+    let largest = q.iter().fold(0.0f64, |most, q| most.max(q.abs()));
+    let all: f64 = scale.abs() * largest * k.iter().map(|k| k.abs()).sum::<f64>();
+    // Queries of two f16 keep 22 bits, or lose half of 2^-24 where the largest is at least 2^14. They
+    // are multiplied by a product of two numbers that were rounded.
+    let queries = (4.0 + 3.0) * UNIT * size + UNIT / 32768.0 * all;
+    let sums = (tensor_sums(q.len()) + UNIT) * size;
+    // The exponent is rounded once after 15 was added, and 2^x is off by 2^-22 of it.
+    let powers = UNIT * (below + 16.0) + 4.0 * UNIT;
+    // Then it is rounded to f16, of which it is at most 2^15 and the greatest at least 2^14; below
+    // 2^-14 it loses half of 2^-24, in all 2^-39 of the greatest weight, here relative to its own.
+    let rounded = F16_UNIT + below.min(100.0).exp() * UNIT / 32768.0;
+    queries + sums + powers + rounded
 }
 
 /// Softmax weights whose scores are each off by at most their doubt.

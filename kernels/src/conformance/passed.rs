@@ -16,7 +16,10 @@ const SCHEDULES: [Schedule; 2] = [Schedule::Whole, Schedule::Mixed(8)];
 /// loops.
 fn chosen() -> Vec<Case> {
     let names = ["norm: d 257", "linear w4: w4g32 [20, 2176]", "linear w8: w8g32 [20, 2176]"];
-    let long = |case: &Case| case.name.starts_with("attend") && case.name.contains("[530");
+    let long = |case: &Case| {
+        let lens = ["lens [530]", "lens [270]"];
+        case.name.starts_with("attend") && lens.iter().any(|lens| case.name.ends_with(lens))
+    };
     let chosen = |case: &Case| long(case) || names.iter().any(|name| case.name.starts_with(name));
     let several = cases::all().into_iter().filter(chosen);
     several.chain(joined::all()).chain(decoder::decoders().into_iter().take(1)).collect()

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! counts [2]         tokens, output rows
-//! tokens, positions, sequences [t]    output_rows [r]    table_starts [s]
+//! tokens, positions, sequences [t]    begins, ends [t]: the rows of a token's sequence
+//! output_rows [r]    table_starts [s]
 //! draws [r, 4]       kind of choice (0 none, 1 greatest, 2 drawn), temperature, key
 //! speed_rows [t] of each rotary table
 //! table              block tables of all sequences, one after another; last, since it grows
@@ -69,6 +70,16 @@ impl Inputs {
         self.pointer(HEADER + 2 * self.tokens)
     }
 
+    /// The first row of each token's sequence in the step.
+    pub(crate) fn begins(&self) -> Pointer {
+        self.pointer(HEADER + 3 * self.tokens)
+    }
+
+    /// The row after the last of each token's sequence in the step.
+    pub(crate) fn ends(&self) -> Pointer {
+        self.pointer(HEADER + 4 * self.tokens)
+    }
+
     pub(crate) fn output_rows(&self) -> Pointer {
         self.pointer(self.outputs_start())
     }
@@ -93,7 +104,7 @@ impl Inputs {
     }
 
     fn outputs_start(&self) -> usize {
-        HEADER + 3 * self.tokens
+        HEADER + 5 * self.tokens
     }
 
     fn draws_start(&self) -> usize {
@@ -120,6 +131,14 @@ impl Inputs {
         put(HEADER + self.tokens, &mut input.positions.iter().copied());
         let owner = |row: u32| input.query_ends.partition_point(|&end| end <= row) as u32;
         put(HEADER + 2 * self.tokens, &mut (0..input.tokens.len() as u32).map(owner));
+        let begins = std::iter::once(0).chain(input.query_ends.iter().copied());
+        let spans = || begins.clone().zip(input.query_ends.iter().copied());
+        let each = |begin: u32, end: u32, value: u32| (begin..end).map(move |_| value);
+        put(
+            HEADER + 3 * self.tokens,
+            &mut spans().flat_map(|(begin, end)| each(begin, end, begin)),
+        );
+        put(HEADER + 4 * self.tokens, &mut spans().flat_map(|(begin, end)| each(begin, end, end)));
         put(self.outputs_start(), &mut input.output_rows.iter().copied());
         let ends = input.block_tables.ends.iter().copied();
         put(

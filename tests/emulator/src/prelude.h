@@ -34,6 +34,12 @@ FT_DEVICE unsigned short f32_to_f16(float value) {
     return (unsigned short)(sign | ((magnitude - 0x38000000u) >> 13));
 }
 
+// 2 to the power of `value`.
+FT_DEVICE float exp2_approx(float value) {
+    float power = std::exp2(value);
+    return power < 0x1p-126f ? 0.0f : power;
+}
+
 FT_DEVICE uint4 load_once(const uint4* from) { return *from; }
 FT_DEVICE uint2 load_once(const uint2* from) { return *from; }
 
@@ -82,7 +88,10 @@ void mma_pairs(const char* what, emulator::Site site, float* c, const unsigned* 
         const unsigned *a, *b;
     } mine = {c, a, b};
     emulator::meet_all<Lane>(what, site, mine, [](Lane* const* lanes) {
-        float rows[16][16], columns[8][16];
+        // Two columns at a time, as processors have instructions for; each sum is still one after another.
+        typedef double Two __attribute__((vector_size(16)));
+        double rows[16][16];
+        Two columns[16][4];
         for (int l = 0; l < 32; l++) {
             int g = l / 4, t = l % 4;
             for (int i = 0; i < 2; i++) {
@@ -90,16 +99,24 @@ void mma_pairs(const char* what, emulator::Site site, float* c, const unsigned* 
                     rows[g + 8 * (r % 2)][8 * (r / 2) + 2 * t + i] = open((unsigned short)(lanes[l]->a[r] >> (16 * i)));
                 }
                 for (int r = 0; r < 2; r++) {
-                    columns[g][8 * r + 2 * t + i] = open((unsigned short)(lanes[l]->b[r] >> (16 * i)));
+                    columns[8 * r + 2 * t + i][g / 2][g % 2] = open((unsigned short)(lanes[l]->b[r] >> (16 * i)));
                 }
             }
         }
-        for (int l = 0; l < 32; l++) {
-            for (int i = 0; i < 4; i++) {
-                const float *row = rows[l / 4 + 8 * (i / 2)], *column = columns[2 * (l % 4) + i % 2];
-                double sum = lanes[l]->c[i];
-                for (int k = 0; k < 16; k++) sum += (double)row[k] * column[k];
-                lanes[l]->c[i] = (float)sum;
+        for (int row = 0; row < 16; row++) {
+            Two sums[4];
+            for (int t = 0; t < 4; t++) {
+                const float* c = lanes[row % 8 * 4 + t]->c + row / 8 * 2;
+                sums[t] = Two{c[0], c[1]};
+            }
+            for (int k = 0; k < 16; k++) {
+                Two factor = {rows[row][k], rows[row][k]};
+                for (int t = 0; t < 4; t++) sums[t] += factor * columns[k][t];
+            }
+            for (int t = 0; t < 4; t++) {
+                float* c = lanes[row % 8 * 4 + t]->c + row / 8 * 2;
+                c[0] = (float)sums[t][0];
+                c[1] = (float)sums[t][1];
             }
         }
     });

@@ -1,6 +1,7 @@
 //! Launches of attention: splits and their join.
 //!
-//! Not here: what fills the cache ([`super::heads`]), the arrays of a step ([`crate::cuda::inputs`]). Input: ops of a validated program.
+//! Not here: heads that tensor cores take ([`super::attention_mma`]), what fills the cache
+//! ([`super::heads`]), the arrays of a step ([`crate::cuda::inputs`]). Input: ops of a validated program.
 
 use super::{List, Plan, Scratch, THREADS, args, is_whole_blocks};
 use crate::cuda::gpu::Launch;
@@ -8,8 +9,8 @@ use crate::cuda::store::Tiles;
 use crate::program::{Heads, KvLayer, Mask, SlotId};
 use crate::{Error, StepLimits};
 
-/// Positions of a split of attention, as `shaders/cuda/attention.cu` has them.
-const SPLIT: usize = 512;
+/// Positions of a split of attention, as `shaders/cuda/attention.cu` and `attention_mma.cu` have them.
+const SPLIT: usize = 256;
 /// Threads of an attention block and positions of its chunks.
 const CHUNK: usize = 128;
 /// Query heads of an attention block.
@@ -17,7 +18,7 @@ const HEADS: usize = 8;
 /// Widest head of attention: two columns a thread.
 const HEAD_WIDTH_MAX: usize = 2 * CHUNK;
 /// Most tokens whose splits of attention have blocks of their own: with more there is work enough.
-const TOKENS_APART: usize = 16;
+pub(super) const TOKENS_APART: usize = 32;
 
 /// Most splits of attention: those of a sequence that fills all blocks.
 pub(crate) fn splits(limits: &StepLimits) -> usize {
@@ -41,7 +42,7 @@ pub(super) fn parts_bytes(label: &str, q: Heads, limits: &StepLimits) -> Result<
 }
 
 /// Positions that a query sees, as kernels take it: 0 is all.
-fn window(mask: Mask) -> usize {
+pub(super) fn window(mask: Mask) -> usize {
     match mask {
         Mask::Causal => 0,
         Mask::Window(width) => width as usize,
@@ -51,8 +52,22 @@ fn window(mask: Mask) -> usize {
 impl List<'_> {
     pub(super) fn attend(
         &mut self,
-        q: Heads,
-        layer: KvLayer,
+        at: usize,
+        (q, layer): (Heads, KvLayer),
+        (mask, scale): (Mask, f32),
+        out: SlotId,
+    ) {
+        if let Some(kernel) = self.attend_mma_kernel(q) {
+            self.attend_mma((at, kernel), (q, layer), (mask, scale), out);
+        } else {
+            self.attend_splits((q, layer), (mask, scale), out);
+            self.join(at, q, mask, out);
+        }
+    }
+
+    fn attend_splits(
+        &mut self,
+        (q, layer): (Heads, KvLayer),
         (mask, scale): (Mask, f32),
         out: SlotId,
     ) {
@@ -95,7 +110,7 @@ impl List<'_> {
     }
 
     /// Adds the splits of attention.
-    pub(super) fn join(&mut self, at: usize, q: Heads, mask: Mask, out: SlotId) {
+    fn join(&mut self, at: usize, q: Heads, mask: Mask, out: SlotId) {
         if !self.apart() {
             return;
         }

@@ -1,14 +1,14 @@
 //! From a program to launches: which kernel, over how many blocks, with which memory.
 //!
-//! A layer of a dense decoder with quantized linears takes nine launches, eight where attention joins its
-//! splits by itself:
+//! A layer of a dense decoder with quantized linears takes eight launches, nine where its heads have no
+//! kernel for tensor cores, so that others join their splits:
 //!
 //! ```text
 //! norm      adds the last linear's outputs to the stream, normalises, quantizes   [`rows`]
 //! qkv       one linear                                                            [`linear`]
 //! heads     norms of heads, rotation, keys and values into the cache              [`heads`]
-//! attend    splits of attention                                                   [`attention`]
-//! join      of few tokens: adds the splits, quantizes
+//! attend    splits of attention; the last to end joins those of few tokens, and quantizes
+//!                                                      [`attention_mma`], others [`attention`]
 //! o         one linear
 //! norm      as above
 //! gate_up   a linear that activates its outputs and quantizes them
@@ -23,6 +23,7 @@
 //! arrays of a step ([`super::inputs`]). Input: a validated program.
 
 mod attention;
+mod attention_mma;
 mod choose;
 mod heads;
 mod linear;
@@ -241,8 +242,7 @@ impl List<'_> {
             Op::Rope { heads, rope } => self.rope(heads, rope),
             Op::KvWrite { layer, k, v } => self.kv_write(layer, [k, v]),
             Op::Attend { q, layer, mask, scale, out } => {
-                self.attend(q, layer, (mask, scale), out);
-                self.join(at, q, mask, out);
+                self.attend(at, (q, layer), (mask, scale), out);
             }
             Op::Activate { kind: Activation::Silu, x, out } => self.activate(at, x, out),
             Op::Gather { x, out } => self.gather(x, out),
