@@ -126,6 +126,9 @@ impl Build<'_> {
         let scratch = Scratch {
             quads: self.take(bytes.quads)?,
             scales: self.take(bytes.scales)?,
+            halves: self.take(bytes.halves)?,
+            half_scales: self.take(bytes.half_scales)?,
+            range_sums: self.take(bytes.range_sums)?,
             parts: self.take(bytes.parts)?,
             counters: self.take(4 * COUNTERS)?,
         };

@@ -1,13 +1,13 @@
 //! Launches of linears, and of the quantization of what they read.
 //!
 //! Not here: how weights lie ([`crate::cuda::store`]), which activations are quantized on the way by
-//! the kernel that computes them ([`super`]). Input: ops of a validated program.
+//! the kernel that computes them ([`super`]), float weights ([`super::dense`]). Input: ops of a validated program.
 
 use super::{List, Scratch, THREADS, args};
 use crate::cuda::gpu::{Launch, Pointer};
 use crate::cuda::store::Tiles;
 use crate::program::{SlotId, SlotView, WeightId};
-use quant::{Bits, FloatType};
+use quant::Bits;
 
 /// A kernel for quantized linears and the part of the output that one of its blocks computes.
 struct GroupedKernel {
@@ -55,14 +55,7 @@ impl List<'_> {
             self.quantize(x, &tiles);
             self.grouped((counts, rows), &tiles, bias, n, to);
         } else if let Some(dense) = stored.dense {
-            let kernel = match dense.float {
-                FloatType::F32 => "linear_f32",
-                FloatType::F16 => "linear_f16",
-                FloatType::Bf16 => "linear_bf16",
-            };
-            let (x, columns) = (self.slot(x), self.width(x));
-            let args = args![counts, dense.values, bias, x, to.0, n, columns, to.1, to.2];
-            self.push(kernel, [n.div_ceil(8), rows.div_ceil(8), 1], THREADS, args);
+            self.dense(x, dense, (bias, n), to);
         }
     }
 

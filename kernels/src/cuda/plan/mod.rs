@@ -2,12 +2,14 @@
 //!
 //! An op becomes one launch, attention of few tokens two (splits, join). Activations are quantized by
 //! the kernel that computes them where the next quantized linear reads them, else by one of their own;
-//! linears of the same input share them. Grids are sized for the rows asked for; kernels read the
+//! linears of the same input share them. Where weights are f16 or bf16, activations are split in two parts
+//! of that type instead ([`dense`]). Grids are sized for the rows asked for; kernels read the
 //! step's own counts from the device, so launches made for more rows compute the same. [`rows`],
 //! [`linear`] and [`attention`] have the ops. Not here: memory and copies ([`super::runner`]), the
 //! arrays of a step ([`super::inputs`]). Input: a validated program.
 
 mod attention;
+mod dense;
 mod linear;
 mod rows;
 
@@ -20,6 +22,7 @@ use crate::backend::RowCounts;
 use crate::cpu::Blocks;
 use crate::program::{Activation, Op, Program, Rows, SlotId, WeightId};
 use crate::{Error, StepLimits};
+use quant::FloatType;
 
 /// Threads of most blocks.
 const THREADS: u32 = 256;
@@ -47,6 +50,10 @@ pub(crate) struct Scratch {
     /// Quantized activations and the scales of their blocks.
     pub(crate) quads: Pointer,
     pub(crate) scales: Pointer,
+    /// Activations in two parts of two bytes, the scales of their rows, and sums of ranges of columns.
+    pub(crate) halves: Pointer,
+    pub(crate) half_scales: Pointer,
+    pub(crate) range_sums: Pointer,
     /// Partial results of attention.
     pub(crate) parts: Pointer,
     /// [`COUNTERS`] of u32, all 0 between launches: for blocks that do what is left when all are done.
@@ -61,6 +68,9 @@ pub(crate) const COUNTERS: usize = 1 << 14;
 pub(crate) struct ScratchBytes {
     pub(crate) quads: usize,
     pub(crate) scales: usize,
+    pub(crate) halves: usize,
+    pub(crate) half_scales: usize,
+    pub(crate) range_sums: usize,
     pub(crate) parts: usize,
 }
 
@@ -77,10 +87,13 @@ pub(crate) fn scratch_bytes(
     for step in &program.steps {
         match step.op {
             Op::Linear { x, weight, .. } => {
-                let Some(tiles) = &weights[weight.index()].tiles else { continue };
                 let rows = RowCounts::most(limits).of(program.slots[x.index()].rows);
-                most.quads = most.quads.max(rows * tiles.blocks.count * tiles.stride);
-                most.scales = most.scales.max(rows * tiles.blocks.count * 8);
+                if let Some(tiles) = &weights[weight.index()].tiles {
+                    most.quads = most.quads.max(rows * tiles.blocks.count * tiles.stride);
+                    most.scales = most.scales.max(rows * tiles.blocks.count * 8);
+                } else if weights[weight.index()].dense.is_some_and(dense::is_split) {
+                    dense::scratch_bytes(program.weights[weight.index()].shape, rows, &mut most);
+                }
             }
             Op::Attend { q, .. } => {
                 most.parts = most.parts.max(attention::parts_bytes(&step.label, q, limits)?);
@@ -94,7 +107,8 @@ pub(crate) fn scratch_bytes(
 impl Plan {
     /// The launches of a step of at most `rows`.
     pub(crate) fn launches(&self, program: &Program, rows: RowCounts) -> Vec<Launch> {
-        let mut list = List { plan: self, program, rows, launches: vec![], quantized: None };
+        let mut list =
+            List { plan: self, program, rows, launches: vec![], quantized: None, split: None };
         let mut at = 0;
         while at < program.steps.len() {
             at += list.op(at);
@@ -111,6 +125,8 @@ struct List<'a> {
     launches: Vec<Launch>,
     /// What the quantized activations are of, and how they lie.
     quantized: Option<(SlotId, Blocks)>,
+    /// What the activations in two parts are of, and the parts' type.
+    split: Option<(SlotId, FloatType)>,
 }
 
 /// An argument list from values of several types.
@@ -152,6 +168,9 @@ impl List<'_> {
             && op.writes().contains(slot)
         {
             self.quantized = None;
+        }
+        if self.split.is_some_and(|(slot, _)| op.writes().contains(&slot)) {
+            self.split = None;
         }
         match *op {
             Op::Embed { table, out } => self.embed(table, out),
