@@ -69,6 +69,7 @@ impl Attention {
             context_lens: &[context as u32],
             block_tables: BlockTables { blocks: &blocks, ends: &[blocks.len() as u32] },
             output_rows: &[rows as u32 - 1],
+            draws: &[],
         };
         let done = self.runner.step(&input, &mut self.output);
         assert!(done.is_ok(), "{done:?}");

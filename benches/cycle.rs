@@ -268,6 +268,7 @@ fn runner(c: &mut Criterion) {
         context_lens: &[rows as u32],
         block_tables: BlockTables { blocks: &[], ends: &[0] },
         output_rows: &indices,
+        draws: &[],
     };
     c.bench_function(&format!("cycle/runner/{rows} rows"), |b| {
         b.iter(|| runner.step(&input, &mut output));

@@ -87,6 +87,7 @@ impl Linears {
             context_lens: &[m as u32],
             block_tables: BlockTables { blocks: &[BlockId(0)], ends: &[1] },
             output_rows: &[m as u32 - 1],
+            draws: &[],
         };
         let done = self.runner.step(&input, &mut self.output);
         assert!(done.is_ok(), "{done:?}");

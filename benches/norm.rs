@@ -74,6 +74,7 @@ fn step(runner: &mut dyn Runner, rows: &[u32], output: &mut StepOutput) {
         context_lens: &[m],
         block_tables: BlockTables { blocks: &[BlockId(0)], ends: &[1] },
         output_rows: &[m - 1],
+        draws: &[],
     };
     let done = runner.step(&input, output);
     assert!(done.is_ok(), "{done:?}");

@@ -70,6 +70,7 @@ impl Pass {
             context_lens: &[length],
             block_tables: BlockTables { blocks: &self.blocks, ends: &[self.blocks.len() as u32] },
             output_rows: &[0],
+            draws: &[],
         };
         let done = self.runner.step(&input, &mut self.output);
         assert!(done.is_ok(), "{done:?}");

@@ -62,6 +62,7 @@ impl Batch {
             context_lens: &self.context_lens,
             block_tables: BlockTables { blocks: &self.blocks, ends: &self.block_ends },
             output_rows: &self.output_rows,
+            draws: &[],
         }
     }
 

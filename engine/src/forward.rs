@@ -78,6 +78,7 @@ pub fn extend(
         context_lens: &[end],
         block_tables: BlockTables { blocks: &blocks, ends: &[blocks.len() as u32] },
         output_rows: &(first_row..t).collect::<Vec<_>>(),
+        draws: &[],
     };
     Ok(runner.step(&input, output)?)
 }

@@ -89,7 +89,8 @@ pub trait Backend: Send + std::fmt::Debug {
 
 /// A program with its weights, slots and KV memory on a device.
 pub trait Runner: Send {
-    /// Runs every step once and writes the logits `[r, v]` of `input.output_rows`.
+    /// Runs every step once and writes the logits `[r, v]` of `input.output_rows`, but for rows
+    /// whose token it chooses by itself ([`StepInput::draws`]).
     ///
     /// # Errors
     /// [`Error::Input`] if the arrays contradict each other or the limits; nothing has run then.
@@ -137,6 +138,29 @@ pub struct StepInput<'a> {
     pub block_tables: BlockTables<'a>,
     /// `[r]` token rows whose logits are wanted, ascending.
     pub output_rows: &'a [u32],
+    /// `[r]`, or empty for none: how the token after an output row is chosen. A runner may choose it
+    /// itself where its memory is far away: a token is less to carry than a row of logits.
+    pub draws: &'a [Option<Draw>],
+}
+
+/// A choice of a token by its logits alone; ties go to the lowest id.
+///
+/// At temperature 0 the token of the largest logit. Else that of the largest
+/// `f64((logit - largest) / temperature) + noise`, the f32 quotient being the logit itself at
+/// temperature 1, with `noise = -ln(-ln(1 - w))`, `w = ((bits >> 12) + 0.5) / 2^52` and
+/// `bits = next(key ^ token)`, where `next(x)` is the finaliser of SplitMix64 (shifts 30, 27, 31)
+/// of `x + 0x9e3779b97f4a7c15`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// What the noise depends on beside the token.
+    pub key: u64,
+    /// At least 0, finite.
+    pub temperature: f32,
+}
+
+impl Draw {
+    /// The token of the largest logit.
+    pub const GREEDY: Self = Self { key: 0, temperature: 0.0 };
 }
 
 /// Block tables of all sequences, concatenated: sequence i owns `blocks[ends[i - 1]..ends[i]]`,
@@ -160,6 +184,8 @@ impl<'a> BlockTables<'a> {
 /// Results of a step; the engine keeps one and reuses its memory.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// `[r, v]`
+    /// `[r, v]`; what rows of chosen tokens hold means nothing.
     pub logits: Vec<f32>,
+    /// `[r]` tokens that the runner chose, none where the logits are to be used; or empty for none.
+    pub chosen: Vec<Option<TokenId>>,
 }

@@ -19,6 +19,8 @@ pub mod program;
 pub mod reference;
 pub mod validate;
 
-pub use backend::{Backend, BlockTables, Runner, StepInput, StepLimits, StepOutput, WeightSource};
+pub use backend::{
+    Backend, BlockTables, Draw, Runner, StepInput, StepLimits, StepOutput, WeightSource,
+};
 pub use error::Error;
 pub use program::Program;

@@ -284,6 +284,7 @@ impl<'a> Steps<'a> {
                 ends: &[blocks],
             },
             output_rows: &(rows as u32 - outputs..rows as u32).collect::<Vec<_>>(),
+            draws: &[],
         };
         let start = Instant::now();
         self.runner.step(&input, &mut self.output).context(Unexpected)?;

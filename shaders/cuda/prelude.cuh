@@ -213,12 +213,13 @@ FT_DEVICE bool is_last_block(u32* counter, u32 count, u32* flag) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        *flag = atomicAdd(counter, 1u) == count - 1;
-        if (*flag) *counter = 0;
+        // Whether others are still to come: what stands there before would mostly say so too.
+        *flag = atomicAdd(counter, 1u) != count - 1;
+        if (!*flag) *counter = 0;
     }
     __syncthreads();
     __threadfence();
-    return *flag;
+    return !*flag;
 }
 
 // bf16 bits to f32, exact.

@@ -31,5 +31,6 @@ pub const CUDA: &[Source] = &[
     Source { name: "cuda/linear_dense.cu", text: include_str!("../cuda/linear_dense.cu") },
     Source { name: "cuda/gemm_dense.cu", text: include_str!("../cuda/gemm_dense.cu") },
     Source { name: "cuda/attention.cu", text: include_str!("../cuda/attention.cu") },
+    Source { name: "cuda/choose.cu", text: include_str!("../cuda/choose.cu") },
     Source { name: "cuda/measure.cu", text: include_str!("../cuda/measure.cu") },
 ];

@@ -42,6 +42,7 @@ fn allocations(name: &str, rows: usize) -> usize {
         context_lens: &[t],
         block_tables: BlockTables { blocks: &blocks, ends: &[4] },
         output_rows: &[t - 1],
+        draws: &[],
     };
     let mut output = StepOutput::default();
     let mut most = 0;

@@ -146,6 +146,7 @@ impl Runner for ScriptedRunner {
         }
         drop(log);
         let owners = self.write(input);
+        output.chosen.clear();
         output.logits.clear();
         for &row in input.output_rows {
             let row = row as usize;

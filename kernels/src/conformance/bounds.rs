@@ -23,6 +23,12 @@ pub(super) fn cpu(expected: &Expected) -> f64 {
     UNIT * expected.many + 1.0001 * expected.int8 + expected.f16
 }
 
+/// What CUDA may be off by: as the CPU, but for linears that tensor instructions compute.
+pub(super) fn cuda(expected: &Expected) -> f64 {
+    // The bias is added with one rounding.
+    expected.tensor.map_or_else(|| cpu(expected), |tensor| UNIT * expected.once + tensor)
+}
+
 /// Measures a case against its bound; anything beyond fails with its place.
 fn measure(tested: &Tested, case: &Case) -> f64 {
     let rows = run(tested.backend.as_ref(), case, Schedule::Whole, false);

@@ -31,6 +31,7 @@ fn step(runner: &mut dyn Runner, tokens: &[u32]) -> Result<Vec<f32>, Error> {
         context_lens: &[t],
         block_tables: BlockTables { blocks: &[BlockId(0)], ends: &[1] },
         output_rows: &[t - 1],
+        draws: &[],
     };
     let mut output = StepOutput::default();
     runner.step(&input, &mut output)?;

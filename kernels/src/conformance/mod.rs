@@ -8,6 +8,7 @@
 mod bounds;
 mod case;
 mod cases;
+mod choice;
 mod contract;
 mod decoder;
 mod invariance;
@@ -50,7 +51,7 @@ fn cuda(options: Options) -> Option<Tested> {
         return None;
     }
     let backend = Box::new(CudaBackend::emulated(options));
-    Some(Tested { name: "cuda emulated".to_owned(), backend, allowed: bounds::cpu })
+    Some(Tested { name: "cuda emulated".to_owned(), backend, allowed: bounds::cuda })
 }
 
 /// The CPU with emulated matrix registers and with every instruction set this machine has, the

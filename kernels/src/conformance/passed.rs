@@ -5,7 +5,8 @@
 
 use super::case::Case;
 use super::session::{Rows, Schedule, run};
-use super::{cases, cuda, decoder, joined};
+use super::{cases, choice, cuda, decoder, joined};
+use crate::program::TokenId;
 use emulator::Options;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -14,7 +15,12 @@ const SCHEDULES: [Schedule; 2] = [Schedule::Whole, Schedule::Mixed(8)];
 /// Cases that come by all barriers and waits: each kernel that has one, over several rounds of its
 /// loops.
 fn chosen() -> Vec<Case> {
-    let names = ["norm: d 257", "linear w4: w4g32 [20, 2176]", "linear w8: w8g32 [20, 2176]"];
+    let names = [
+        "norm: d 257",
+        "linear w4: w4g32 [20, 2176]",
+        "linear w8: w8g32 [20, 2176]",
+        "linear f16: [17, 1030]",
+    ];
     let long = |case: &Case| case.name.starts_with("attend") && case.name.contains("[530");
     let chosen = |case: &Case| long(case) || names.iter().any(|name| case.name.starts_with(name));
     let several = cases::all().into_iter().filter(chosen);
@@ -25,6 +31,12 @@ fn chosen() -> Vec<Case> {
 fn outcome(case: &Case, schedule: Schedule, options: Options) -> Option<Rows> {
     let tested = cuda(options)?;
     catch_unwind(AssertUnwindSafe(|| run(tested.backend.as_ref(), case, schedule, true))).ok()
+}
+
+/// The tokens that a device chooses; none where it fails.
+fn chosen_tokens(options: Options) -> Option<Vec<Option<TokenId>>> {
+    let tested = cuda(options)?;
+    catch_unwind(AssertUnwindSafe(|| choice::tokens(&tested))).ok()
 }
 
 #[test]
@@ -39,15 +51,18 @@ fn no_barrier_and_no_wait_can_be_left_out() {
             expected.push((case.clone(), schedule, rows.expect("it works with all of them")));
         }
     }
+    let choice = chosen_tokens(Options::default());
+    assert!(choice.is_some(), "it works with all of them");
     let sites = emulator::sites();
     println!("barriers and waits: {sites:?}");
     assert!(sites.len() >= 10, "the cases come by {sites:?} alone");
     for site in sites {
         let noticed = Options::all().into_iter().any(|options| {
             let options = Options { passed: Some(site), ..options };
-            expected.iter().any(|(case, schedule, rows)| {
+            let differs = |(case, schedule, rows): &(Case, Schedule, Rows)| {
                 outcome(case, *schedule, options).as_ref() != Some(rows)
-            })
+            };
+            chosen_tokens(options) != choice || expected.iter().any(differs)
         });
         assert!(noticed, "nothing notices that {site:?} is missing");
     }

@@ -136,6 +136,7 @@ impl<'c> Session<'c> {
                 ends: &ends(tables().map(Vec::len).collect()),
             },
             output_rows: &output_rows,
+            draws: &[],
         };
         let mut output = StepOutput::default();
         self.runner.step(&input, &mut output).unwrap_or_else(|e| panic!("{}: {e}", self.case.name));

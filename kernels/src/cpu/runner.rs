@@ -91,6 +91,7 @@ impl Runner for CpuRunner {
             };
             exec.run();
         });
+        output.chosen.clear();
         output.logits.clear();
         self.copy(self.program.logits, &mut output.logits);
         Ok(())

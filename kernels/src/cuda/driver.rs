@@ -14,8 +14,9 @@ use super::gpu::{Arg, Gpu, Launch, Pointer, Recorded};
 use super::nvrtc::Nvrtc;
 use crate::Error;
 use cudarc::driver::sys::{
-    self, CUdeviceptr, CUfunction, CUfunction_attribute, CUgraph, CUgraphExec, CUmodule, CUresult,
-    CUstream, CUstream_flags, CUstreamCaptureMode,
+    self, CUdeviceptr, CUfunction, CUfunction_attribute, CUgraph, CUgraphExec, CUlaunchAttribute,
+    CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUresult, CUstream,
+    CUstream_flags, CUstreamCaptureMode,
 };
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
@@ -29,6 +30,10 @@ const STAGING_ALIGN: usize = 64;
 const SHARED_FREE: u32 = 48 << 10;
 /// Most parameters of a kernel.
 const ARGS_MAX: usize = 32;
+/// First driver that records a launch which may start before the one before it has ended.
+const EARLY_DRIVER: (u32, u32) = (12, 3);
+/// First generation of devices whose kernels can wait for the launches before them by themselves.
+const EARLY_CAPABILITY: (u32, u32) = (9, 0);
 
 /// Other threads may do as they like while launches are recorded.
 const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -56,6 +61,9 @@ pub(crate) struct Driver {
     staging: [*mut u8; 2],
     /// Bytes of the first that the device may still have to read.
     used: usize,
+    /// Whether recorded launches may start while the one before them still runs: every kernel waits
+    /// for it (`await_launches` of `shaders/cuda/prelude.cuh`) before it touches what others leave.
+    early: bool,
     /// The kernel asked for last: where an error shows up later, it is a hint.
     last: &'static str,
 }
@@ -92,6 +100,7 @@ impl Driver {
             graphs: vec![],
             staging: [null_mut(); 2],
             used: 0,
+            early: info.driver >= EARLY_DRIVER && info.capability >= EARLY_CAPABILITY,
             last: "none",
         };
         driver.prepare()?;
@@ -164,8 +173,9 @@ impl Driver {
         Err(fail(&missing))
     }
 
-    fn enqueue(&mut self, function: CUfunction, launch: &Launch) -> Result<(), Error> {
-        let Launch { kernel, grid: [x, y, z], threads, shared, .. } = *launch;
+    /// Asks for a launch; `early` lets it start before the launch asked for last has ended.
+    fn enqueue(&mut self, function: CUfunction, launch: &Launch, early: bool) -> Result<(), Error> {
+        let Launch { kernel, grid: [x, y, z], .. } = *launch;
         if [x, y, z].contains(&0) {
             return Ok(());
         }
@@ -182,24 +192,13 @@ impl Driver {
             *pointer = std::ptr::from_mut(value).cast();
         }
         self.last = kernel;
-        let (pointers, extra) = (pointers.as_mut_ptr(), null_mut());
+        let mut attributes = [starts_early()];
+        let config = config(launch, self.stream, if early { &mut attributes } else { &mut [] });
         // SAFETY: the function is loaded, the stream lives, and each pointer is to a value that is
-        // as large as any parameter and is read before the return. That the values are what the
-        // kernel expects is what its tests on a processor show.
+        // as large as any parameter and is read before the return, as the attributes are. That the
+        // values are what the kernel expects is what its tests on a processor show.
         let code = unsafe {
-            sys::cuLaunchKernel(
-                function,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                shared,
-                self.stream,
-                pointers,
-                extra,
-            )
+            sys::cuLaunchKernelEx(&raw const config, function, pointers.as_mut_ptr(), null_mut())
         };
         let asked = |failure| self.context.error(&format!("kernel {kernel}"), &failure);
         self.context.api.check(code).map_err(asked)
@@ -240,8 +239,10 @@ impl Driver {
         // SAFETY: the stream lives, and is this value's own.
         let code = unsafe { sys::cuStreamBeginCapture_v2(self.stream, MODE) };
         self.context.check(code, "beginning to record")?;
-        let mut each = functions.into_iter().zip(launches);
-        let asked = each.try_for_each(|(function, launch)| self.enqueue(function, launch));
+        let mut each = functions.into_iter().zip(launches).enumerate();
+        let asked = each.try_for_each(|(at, (function, launch))| {
+            self.enqueue(function, launch, self.early && at > 0)
+        });
         let mut graph = null_mut();
         // SAFETY: the stream is recording, and must not after a failure either.
         let ended = unsafe { sys::cuStreamEndCapture(self.stream, &raw mut graph) };
@@ -251,6 +252,36 @@ impl Driver {
             let _ = unsafe { sys::cuGraphDestroy(graph) };
         }
         result.map(|()| graph)
+    }
+}
+
+/// A launch as the driver takes it.
+fn config(
+    launch: &Launch,
+    stream: CUstream,
+    attributes: &mut [CUlaunchAttribute],
+) -> CUlaunchConfig {
+    let [x, y, z] = launch.grid;
+    CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: launch.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: launch.shared,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
+    }
+}
+
+/// Says that a launch may start before the one before it has ended.
+fn starts_early() -> CUlaunchAttribute {
+    CUlaunchAttribute {
+        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
     }
 }
 
@@ -323,7 +354,7 @@ impl Gpu for Driver {
     fn launch(&mut self, launch: &Launch) -> Result<(), Error> {
         self.context.make_current()?;
         let function = self.function(launch)?;
-        self.enqueue(function, launch)
+        self.enqueue(function, launch, false)
     }
 
     fn record(&mut self, launches: Vec<Launch>) -> Result<Recorded, Error> {

@@ -3,6 +3,7 @@
 //! ```text
 //! counts [2]         tokens, output rows
 //! tokens, positions, sequences [t]    output_rows [r]    table_starts [s]
+//! draws [r, 4]       kind of choice (0 none, 1 greatest, 2 drawn), temperature, key
 //! speed_rows [t] of each rotary table
 //! table              block tables of all sequences, one after another; last, since it grows
 //! ```
@@ -11,7 +12,7 @@
 use super::gpu::Pointer;
 use crate::program::{Program, RopeDecl, RopeSpeeds};
 use crate::reference::rope;
-use crate::{StepInput, StepLimits};
+use crate::{Draw, StepInput, StepLimits};
 
 /// Where each array lies, in elements of 4 bytes.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub(crate) struct Inputs {
 
 /// Elements before the first array.
 const HEADER: usize = 16;
+/// Elements of a draw.
+const DRAW: usize = 4;
 
 impl Inputs {
     /// Elements that a step of these limits takes at most.
@@ -75,6 +78,11 @@ impl Inputs {
         self.pointer(self.outputs_start() + self.outputs)
     }
 
+    /// How the token after each output row is chosen.
+    pub(crate) fn draws(&self) -> Pointer {
+        self.pointer(self.draws_start())
+    }
+
     /// The row of each token in the speeds of rotary table `rope`.
     pub(crate) fn speed_rows(&self, rope: usize) -> Pointer {
         self.pointer(self.ropes_start() + rope * self.tokens)
@@ -88,8 +96,12 @@ impl Inputs {
         HEADER + 3 * self.tokens
     }
 
-    fn ropes_start(&self) -> usize {
+    fn draws_start(&self) -> usize {
         self.outputs_start() + self.outputs + self.sequences
+    }
+
+    fn ropes_start(&self) -> usize {
+        self.draws_start() + DRAW * self.outputs
     }
 
     fn table_start(&self) -> usize {
@@ -114,6 +126,7 @@ impl Inputs {
             self.outputs_start() + self.outputs,
             &mut std::iter::once(0).chain(ends).take(self.sequences),
         );
+        put(self.draws_start(), &mut input.draws.iter().flat_map(|&draw| draw_words(draw)));
         for (i, decl) in program.ropes.iter().enumerate() {
             let row = |(token, &len): (usize, &u32)| speed_row(decl, token, len);
             let rows = input.rope_lens.iter().enumerate().map(row);
@@ -121,6 +134,13 @@ impl Inputs {
         }
         words.extend(input.block_tables.blocks.iter().map(|block| block.0));
     }
+}
+
+/// A draw as kernels read it.
+fn draw_words(draw: Option<Draw>) -> [u32; DRAW] {
+    let Some(Draw { key, temperature }) = draw else { return [0; DRAW] };
+    let kind = if temperature == 0.0 { 1 } else { 2 };
+    [kind, temperature.to_bits(), key as u32, (key >> 32) as u32]
 }
 
 /// The row of a token's speeds: see [`fixed_speeds`].

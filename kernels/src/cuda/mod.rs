@@ -15,6 +15,8 @@
 mod api;
 mod arch;
 mod cache;
+#[cfg(test)]
+mod dense_tests;
 mod devices;
 mod driver;
 #[cfg(test)]

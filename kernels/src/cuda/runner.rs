@@ -4,11 +4,13 @@
 
 use super::gpu::{Gpu, Pointer, Recorded};
 use super::inputs::{self, Inputs};
-use super::plan::{self, COUNTERS, Plan, Scratch};
+use super::plan::{self, COUNTERS, Choices, Chosen, Plan, Scratch};
 use super::store::{self, Stored};
 use crate::backend::{RowCounts, RunnerMemory};
-use crate::program::{KvDecl, Program, SlotId};
-use crate::{Error, Runner, StepInput, StepLimits, StepOutput, WeightSource, memory, validate};
+use crate::program::{KvDecl, Program, SlotId, TokenId};
+use crate::{
+    Draw, Error, Runner, StepInput, StepLimits, StepOutput, WeightSource, memory, validate,
+};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -19,8 +21,8 @@ pub(crate) struct CudaRunner {
     limits: StepLimits,
     plan: Plan,
     memory: RunnerMemory,
-    /// Launches by the rows they are made for.
-    launches: HashMap<[usize; 2], Recorded>,
+    /// Launches by the rows they are made for, and which tokens they choose.
+    launches: HashMap<([usize; 2], Chosen), Recorded>,
     /// The step's arrays, and speeds of its tokens.
     words: Vec<u32>,
     speeds: Vec<f32>,
@@ -66,6 +68,61 @@ impl CudaRunner {
                 inputs::token_speeds(decl, input, &mut self.speeds);
                 self.gpu.write(*to, bytemuck::cast_slice(&self.speeds))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Asks for the launches of the step whose arrays were written.
+    fn run(&mut self, chosen: Chosen) -> Result<(), Error> {
+        let tokens = bucket(self.counts.tokens, self.limits.tokens);
+        let outputs = bucket(self.counts.outputs, self.limits.outputs);
+        let rows = RowCounts { tokens, outputs };
+        let recorded = match self.launches.entry(([tokens, outputs], chosen)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let launches = self.plan.launches(&self.program, rows, chosen);
+                new.insert(self.gpu.record(launches)?)
+            }
+        };
+        self.gpu.replay(recorded)
+    }
+
+    /// The tokens that the device chose and is certain of.
+    fn choices(
+        &mut self,
+        draws: &[Option<Draw>],
+        out: &mut Vec<Option<TokenId>>,
+    ) -> Result<(), Error> {
+        out.clear();
+        if chosen(draws) == Chosen::Nothing {
+            return Ok(());
+        }
+        self.words.clear();
+        self.words.resize(2 * draws.len(), 0);
+        self.gpu.read(self.plan.choices.chosen, bytemuck::cast_slice_mut(&mut self.words))?;
+        let pairs = self.words.chunks_exact(2).zip(draws);
+        out.extend(
+            pairs.map(|(pair, draw)| (draw.is_some() && pair[1] == 1).then_some(TokenId(pair[0]))),
+        );
+        Ok(())
+    }
+
+    /// Reads the rows of logits that have no chosen token; others stay as they were.
+    fn logits(&mut self, output: &mut StepOutput) -> Result<(), Error> {
+        let logits = self.program.logits;
+        let (width, from) =
+            (self.program.slots[logits.index()].width, self.plan.slots[logits.index()]);
+        output.logits.resize(self.counts.outputs * width, 0.0);
+        let is_chosen = |row: usize| output.chosen.get(row).is_some_and(Option::is_some);
+        let mut row = 0;
+        while row < self.counts.outputs {
+            let same = |other: &usize| is_chosen(*other) == is_chosen(row);
+            let end = row + (row..self.counts.outputs).take_while(same).count();
+            if !is_chosen(row) {
+                let rows = &mut output.logits[row * width..end * width];
+                self.gpu.read(from.offset(4 * row * width), bytemuck::cast_slice_mut(rows))?;
+            }
+            row = end;
         }
         Ok(())
     }
@@ -132,6 +189,12 @@ impl Build<'_> {
             parts: self.take(bytes.parts)?,
             counters: self.take(4 * COUNTERS)?,
         };
+        let vocab = program.slots[program.logits.index()].width;
+        let choices = Choices {
+            parts: self.take(plan::choice_bytes(vocab, limits.outputs))?,
+            counters: self.take(4 * limits.outputs)?,
+            chosen: self.take(8 * limits.outputs)?,
+        };
         let speeds = program.ropes.iter().map(|decl| {
             let fixed = inputs::fixed_speeds(decl);
             let len = fixed.as_ref().map_or(limits.tokens * decl.width / 2, Vec::len);
@@ -148,6 +211,7 @@ impl Build<'_> {
             kv,
             speeds,
             scratch,
+            choices,
             block_len: limits.block_len,
             splits: plan::splits(limits),
         })
@@ -167,6 +231,15 @@ impl Build<'_> {
     }
 }
 
+/// Which tokens a step with these draws chooses.
+fn chosen(draws: &[Option<Draw>]) -> Chosen {
+    let each = draws.iter().flatten();
+    let kind = |draw: &Draw| {
+        if draw.temperature == 0.0 { Chosen::Greatest } else { Chosen::Drawn }
+    };
+    each.map(kind).max().unwrap_or(Chosen::Nothing)
+}
+
 /// Rows that launches are made for, so that few kinds of steps have launches of their own: up to 16
 /// as many as there are, else the next power of two.
 fn bucket(rows: usize, most: usize) -> usize {
@@ -178,18 +251,9 @@ impl Runner for CudaRunner {
         validate::input(&self.program, &self.limits, input)?;
         self.counts = RowCounts::new(input);
         self.write_inputs(input)?;
-        let tokens = bucket(self.counts.tokens, self.limits.tokens);
-        let outputs = bucket(self.counts.outputs, self.limits.outputs);
-        let rows = RowCounts { tokens, outputs };
-        let recorded = match self.launches.entry([tokens, outputs]) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => {
-                new.insert(self.gpu.record(self.plan.launches(&self.program, rows))?)
-            }
-        };
-        self.gpu.replay(recorded)?;
-        output.logits.clear();
-        self.copy(self.program.logits, &mut output.logits)
+        self.run(chosen(input.draws))?;
+        self.choices(input.draws, &mut output.chosen)?;
+        self.logits(output)
     }
 
     fn read_slot(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error> {

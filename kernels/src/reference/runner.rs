@@ -181,6 +181,7 @@ impl Runner for ReferenceRunner {
             let op = self.program.steps[i].op.clone();
             self.run(&op, input);
         }
+        output.chosen.clear();
         output.logits.clear();
         output.logits.extend_from_slice(self.slot(self.program.logits));
         Ok(())

@@ -52,6 +52,10 @@ fn lengths(limits: &StepLimits, input: &StepInput<'_>) -> Result<(), Broken> {
             format!("expected {expected} entries of {name}, found {found}")
         })?;
     }
+    let draws = input.draws.len();
+    require(draws == 0 || draws == r, || {
+        format!("expected {r} or no entries of draws, found {draws}")
+    })?;
     ends("query_ends", input.query_ends, t)?;
     ends("block_tables.ends", input.block_tables.ends, input.block_tables.blocks.len())
 }

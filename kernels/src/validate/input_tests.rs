@@ -1,8 +1,8 @@
 //! A valid two-sequence step, broken in one array at a time.
 
 use super::*;
-use crate::BlockTables;
 use crate::program::{Rows, SlotDecl, SlotId, Step, TokenId, WeightDecl, WeightId};
+use crate::{BlockTables, Draw};
 use proptest::prelude::*;
 use quant::{FloatType, Format};
 
@@ -34,6 +34,7 @@ struct Arrays {
     blocks: Vec<BlockId>,
     table_ends: Vec<u32>,
     output_rows: Vec<u32>,
+    draws: Vec<Option<Draw>>,
 }
 
 /// Sequence 0 adds positions 2..5 in blocks 1, 3, 4; sequence 1 adds position 3 in blocks 1, 7.
@@ -47,6 +48,7 @@ fn valid() -> Arrays {
         blocks: [1, 3, 4, 1, 7].map(BlockId).to_vec(),
         table_ends: vec![3, 5],
         output_rows: vec![2, 3],
+        draws: vec![],
     }
 }
 
@@ -60,6 +62,7 @@ fn check(arrays: &Arrays) -> Result<(), Error> {
         context_lens: &arrays.context_lens,
         block_tables,
         output_rows: &arrays.output_rows,
+        draws: &arrays.draws,
     };
     super::input(&embedding(10), &LIMITS, &step)
 }
@@ -77,6 +80,9 @@ fn a_step_of_two_sequences_is_valid() {
     let mut silent = valid();
     silent.output_rows.clear();
     check(&silent).unwrap();
+    let mut chosen = valid();
+    chosen.draws = vec![None, Some(Draw::GREEDY)];
+    check(&chosen).unwrap();
 }
 
 #[test]
@@ -88,6 +94,7 @@ fn lengths_must_agree() {
     broken(|a| a.output_rows = vec![0, 1, 2, 3], "expected at most 3 entries of output_rows");
     broken(|a| a.rope_lens.clear(), "expected 4 entries of rope_lens, found 0");
     broken(|a| a.context_lens.push(1), "expected 2 entries of context_lens, found 3");
+    broken(|a| a.draws = vec![None], "expected 2 or no entries of draws, found 1");
     broken(|a| a.table_ends.truncate(1), "expected 2 entries of block_tables.ends, found 1");
 }
 
@@ -149,6 +156,7 @@ fn any_arrays() -> impl Strategy<Value = Arrays> {
         blocks: f.into_iter().map(BlockId).collect(),
         table_ends: g,
         output_rows: h,
+        draws: vec![],
     })
 }
 

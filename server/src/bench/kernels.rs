@@ -165,6 +165,7 @@ fn step(runner: &mut dyn Runner, rows: usize) -> anyhow::Result<f64> {
         context_lens: &[rows as u32],
         block_tables: BlockTables { blocks: &[BlockId(0)], ends: &[1] },
         output_rows: &[rows as u32 - 1],
+        draws: &[],
     };
     let mut output = StepOutput::default();
     let start = Instant::now();

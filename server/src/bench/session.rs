@@ -169,6 +169,7 @@ impl Session {
                 ends: &ends(self.blocks),
             },
             output_rows: &output_rows,
+            draws: &[],
         };
         let start = Instant::now();
         self.runner.step(&input, &mut self.output).context(Unexpected)?;

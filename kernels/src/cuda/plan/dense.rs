@@ -19,6 +19,8 @@ const TILE: [usize; 2] = [128, 64];
 const TILE_THREADS: u32 = 128;
 /// Bytes of its shared memory: three blocks of columns, of weights once and of activations twice.
 const TILE_SHARED: u32 = 3 * 2 * (COLUMNS * (TILE[0] + 2 * TILE[1])) as u32;
+/// Most rows of activations of `linear_dense.cu`.
+const FEW_ROWS: usize = 16;
 /// Blocks of threads that fill a large device twice over: with fewer tiles, several share one.
 const BLOCKS: usize = 256;
 /// Most tiles that are shared: their sums of ranges take [`RANGES`] times a tile of f32.
@@ -37,6 +39,9 @@ pub(super) fn is_split(weight: StoredDense) -> bool {
 pub(super) fn scratch_bytes([n, k]: [usize; 2], rows: usize, most: &mut ScratchBytes) {
     most.halves = most.halves.max(rows * k.div_ceil(COLUMNS) * COLUMNS * 4);
     most.half_scales = most.half_scales.max(rows * 4);
+    if rows <= FEW_ROWS {
+        return;
+    }
     let across = n.div_ceil(TILE[0]);
     // Whole rows of tiles, as many as may be shared.
     let down = rows.div_ceil(TILE[1]).min(TILES_SHARED / across);
@@ -125,7 +130,7 @@ impl List<'_> {
         let values = weight.values;
         let args = args![counts, values, bias, halves, half_scales, to.0, n, columns, to.1, to.2];
         let job = Job { rows, n, args };
-        if rows <= 16 { self.few(kernels, job) } else { self.many(kernels, job) }
+        if rows <= FEW_ROWS { self.few(kernels, job) } else { self.many(kernels, job) }
     }
 
     fn split(&mut self, x: SlotId, float: FloatType, kernels: &Kernels) {

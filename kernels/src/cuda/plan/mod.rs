@@ -9,11 +9,13 @@
 //! arrays of a step ([`super::inputs`]). Input: a validated program.
 
 mod attention;
+mod choose;
 mod dense;
 mod linear;
 mod rows;
 
 pub(crate) use attention::splits;
+pub(crate) use choose::bytes as choice_bytes;
 
 use super::gpu::{Arg, Launch, Pointer};
 use super::inputs::Inputs;
@@ -39,6 +41,7 @@ pub(crate) struct Plan {
     /// Speeds of each rotary table.
     pub(crate) speeds: Vec<Pointer>,
     pub(crate) scratch: Scratch,
+    pub(crate) choices: Choices,
     pub(crate) block_len: usize,
     /// Most splits of a sequence.
     pub(crate) splits: usize,
@@ -58,6 +61,28 @@ pub(crate) struct Scratch {
     pub(crate) parts: Pointer,
     /// [`COUNTERS`] of u32, all 0 between launches: for blocks that do what is left when all are done.
     pub(crate) counters: Pointer,
+}
+
+/// Memory of the choice of tokens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Choices {
+    /// What is known of parts of rows.
+    pub(crate) parts: Pointer,
+    /// One of u32 a row, 0 between launches.
+    pub(crate) counters: Pointer,
+    /// `[r, 2]` u32: tokens, and 1 where one is certain.
+    pub(crate) chosen: Pointer,
+}
+
+/// Which tokens a step chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Chosen {
+    /// None.
+    Nothing,
+    /// Those of the greatest logits, in some rows at least.
+    Greatest,
+    /// Drawn ones among them.
+    Drawn,
 }
 
 /// Most counters that one launch uses.
@@ -106,12 +131,20 @@ pub(crate) fn scratch_bytes(
 
 impl Plan {
     /// The launches of a step of at most `rows`.
-    pub(crate) fn launches(&self, program: &Program, rows: RowCounts) -> Vec<Launch> {
+    pub(crate) fn launches(
+        &self,
+        program: &Program,
+        rows: RowCounts,
+        chosen: Chosen,
+    ) -> Vec<Launch> {
         let mut list =
             List { plan: self, program, rows, launches: vec![], quantized: None, split: None };
         let mut at = 0;
         while at < program.steps.len() {
             at += list.op(at);
+        }
+        if chosen != Chosen::Nothing {
+            list.choose(chosen == Chosen::Drawn);
         }
         list.launches
     }
