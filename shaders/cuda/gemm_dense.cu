@@ -39,32 +39,56 @@ struct Sums {
     float of[TILES][GROUPS][4];
 };
 
-// Asks for eight weights from `column` on; zeros behind the row's end. Rows that are no multiples of 16 bytes
-// are copied at once, one weight after another.
-FT_DEVICE void ask_eight(u16* to, const u16* row, int column, int columns) {
-    if (columns % 8 == 0 && column < columns) {
-        copy_async16(to, row + column);
-        return;
-    }
-#pragma unroll 1
-    for (int i = 0; i < 8; i++) to[i] = column + i < columns ? row[column + i] : (u16)0;
+// Where a thread copies from: eight columns of each of these rows in every block of columns. Rows of
+// weights beyond the last are read as the last, activations beyond theirs not at all: what they are
+// multiplied to is not looked at.
+struct Source {
+    const u16* weights;
+    u32 at[WEIGHTS * 4 / THREADS];
+    const u16* tokens;
+    int blocks, rows;
+};
+
+// `rows` rows of activations exist from the tile's first on.
+FT_DEVICE Source source_of(const Dense& job, int blocks, int rows) {
+    int first = blockIdx.y * WEIGHTS, row = threadIdx.x / 4, column = threadIdx.x % 4 * 8;
+    u64 token = (u64)blockIdx.x * TOKENS + row;
+    Source from = {job.weight + (u64)first * job.columns, {}, job.parts + token * blocks * 2 * DENSE_COLUMNS + column, blocks, rows};
+#pragma unroll
+    for (int i = 0; i < WEIGHTS * 4 / THREADS; i++) from.at[i] = (u32)min(row + THREADS / 4 * i, job.n - 1 - first) * job.columns;
+    return from;
 }
 
-// Asks for block `block` of this tile; rows of weights beyond the last are read as the last, activations
-// beyond theirs not at all: what they are multiplied to is not looked at.
-FT_DEVICE void ask(const Dense& job, Stage* stage, int block, int blocks, int rows) {
+// Asks for the weights of block `block`; zeros behind the rows' ends. Rows that are no multiples of 16 bytes
+// are copied at once, one weight after another.
+FT_DEVICE void ask_weights(const Source& from, Stage* stage, int block, int columns) {
+    int column = block * DENSE_COLUMNS + threadIdx.x % 4 * 8;
+    u16* to = stage->weights + 8 * threadIdx.x;
+    if (columns % 8 == 0) {
 #pragma unroll
-    for (int i = 0; i < WEIGHTS * 4 / THREADS; i++) {
-        int place = threadIdx.x + THREADS * i, column = block * DENSE_COLUMNS + place % 4 * 8;
-        int row = min((int)blockIdx.y * WEIGHTS + place / 4, job.n - 1);
-        ask_eight(stage->weights + 8 * place, job.weight + (u64)row * job.columns, column, job.columns);
+        for (int i = 0; i < WEIGHTS * 4 / THREADS; i++) {
+            if (column < columns) copy_async16(to + 8 * THREADS * i, from.weights + from.at[i] + column);
+            else *(uint4*)(to + 8 * THREADS * i) = make_uint4(0, 0, 0, 0);
+        }
+        return;
     }
 #pragma unroll
+    for (int i = 0; i < WEIGHTS * 4 / THREADS; i++) {
+        const u16* row = from.weights + from.at[i];
+#pragma unroll 1
+        for (int j = 0; j < 8; j++) to[8 * THREADS * i + j] = column + j < columns ? row[column + j] : (u16)0;
+    }
+}
+
+// Asks for block `block` of this tile.
+FT_DEVICE void ask(const Source& from, Stage* stage, int block, int columns) {
+    ask_weights(from, stage, block, columns);
+    // Half a tile's rows at once, of one part and then of the other.
+#pragma unroll
     for (int i = 0; i < 2 * TOKENS * 4 / THREADS; i++) {
-        int place = threadIdx.x + THREADS * i, part = place / (4 * TOKENS);
-        int row = blockIdx.x * TOKENS + place / 4 % TOKENS;
-        const u16* from = job.parts + (((u64)row * blocks + block) * 2 + part) * DENSE_COLUMNS + place % 4 * 8;
-        if (row < rows) copy_async16(stage->tokens + 8 * place, from);
+        int part = i / 2, row = i % 2 * (THREADS / 4);
+        const u16* token = from.tokens + ((u64)row * from.blocks + block) * 2 * DENSE_COLUMNS + part * DENSE_COLUMNS;
+        if ((int)threadIdx.x / 4 + row < from.rows) copy_async16(stage->tokens + 8 * (threadIdx.x + THREADS * i), token);
     }
 }
 
@@ -75,24 +99,35 @@ FT_DEVICE int group_row(int group) { return 8 * (2 * group + threadIdx.x / 32 % 
 // First row of weights of one of a warp's tiles, counted from the block's.
 FT_DEVICE int tile_row(int tile) { return 16 * (threadIdx.x / 64 * TILES + tile); }
 
-// Adds a block of columns to a warp's sums; `rows` rows of activations from the tile's first on exist.
-template <class Float>
-FT_DEVICE void multiply(const Stage& stage, int rows, Sums& sums) {
+// Adds a block of columns to the sums of a warp's first LIVE groups.
+template <class Float, int LIVE>
+FT_DEVICE void multiply(const Stage& stage, Sums& sums) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    uint4 words[TILES][2];
+    uint4 tokens[LIVE][2];
 #pragma unroll
-    for (int i = 0; i < 2 * TILES; i++) {
-        int row = tile_row(i / 2) + i % 2 * 8 + g;
-        words[i / 2][i % 2] = *(const uint4*)(stage.weights + row * DENSE_COLUMNS + 8 * t);
+    for (int i = 0; i < 2 * LIVE; i++) {
+        const u16* from = stage.tokens + (i % 2 * TOKENS + group_row(i / 2) + g) * DENSE_COLUMNS + 8 * t;
+        tokens[i / 2][i % 2] = *(const uint4*)from;
     }
+    // Tile by tile: what is read by rows is put in an instruction's order once for all groups.
 #pragma unroll
-    for (int group = 0; group < GROUPS; group++) {
-        if (group_row(group) >= rows) break;
-        const u16* from = stage.tokens + (group_row(group) + g) * DENSE_COLUMNS + 8 * t;
-        uint4 hi = *(const uint4*)from, lo = *(const uint4*)(from + TOKENS * DENSE_COLUMNS);
+    for (int tile = 0; tile < TILES; tile++) {
+        const u16* from = stage.weights + (tile_row(tile) + g) * DENSE_COLUMNS + 8 * t;
+        uint4 low = *(const uint4*)from, high = *(const uint4*)(from + 8 * DENSE_COLUMNS);
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++) multiply_block<Float>(sums.of[tile][group], words[tile][0], words[tile][1], hi, lo);
+        for (int group = 0; group < LIVE; group++) {
+            multiply_block<Float>(sums.of[tile][group], low, high, tokens[group][0], tokens[group][1]);
+        }
     }
+}
+
+// The same for those groups that have any of the `rows` rows from the tile's first on.
+template <class Float>
+FT_DEVICE void multiply_rows(const Stage& stage, int rows, Sums& sums) {
+    if (group_row(3) < rows) multiply<Float, 4>(stage, sums);
+    else if (group_row(2) < rows) multiply<Float, 3>(stage, sums);
+    else if (group_row(1) < rows) multiply<Float, 2>(stage, sums);
+    else if (group_row(0) < rows) multiply<Float, 1>(stage, sums);
 }
 
 // Writes the outputs of a warp's totals that exist.
@@ -153,9 +188,10 @@ FT_DEVICE void gemm(const u32* counts, const Dense& job, float4* all, u32* count
     if (left <= 0) return;
     int each = DENSE_RANGES / gridDim.z, range = blockIdx.z * each, last = range + each;
     int block = range_start(blocks, range), end = range_start(blocks, last), asked = block, stage = 0;
+    Source from = source_of(job, blocks, left);
     Sums sums = {}, totals = {};
     for (int i = 0; i < STAGES - 1; i++, asked++) {
-        if (asked < end) ask(job, stages + i, asked, blocks, rows);
+        if (asked < end) ask(from, stages + i, asked, job.columns);
         copy_async_commit();
     }
     for (; range < last; range++) {
@@ -164,9 +200,9 @@ FT_DEVICE void gemm(const u32* counts, const Dense& job, float4* all, u32* count
             copy_async_wait<STAGES - 2>();
             // All have finished with the stage that is asked for now, and see the one that has come.
             __syncthreads();
-            if (asked < end) ask(job, stages + (stage + STAGES - 1) % STAGES, asked, blocks, rows);
+            if (asked < end) ask(from, stages + (stage + STAGES - 1) % STAGES, asked, job.columns);
             copy_async_commit();
-            multiply<Float>(stages[stage], left, sums);
+            multiply_rows<Float>(stages[stage], left, sums);
             stage = (stage + 1) % STAGES;
         }
         end_range<PARTS>(sums, totals, all, range);

@@ -29,7 +29,7 @@ const SPILLS: [(&str, u32, u32); 2] = [
     ("rope", 90, 32),
 ];
 /// How kernels' names begin, the oldest architecture, and an instruction that such kernels must have.
-const INSTRUCTIONS: [(&str, u32, &str); 7] = [
+const INSTRUCTIONS: [(&str, u32, &str); 14] = [
     // int8 tensor instructions
     ("linear_w", 75, "IMMA"),
     ("gemm_w", 75, "IMMA"),
@@ -40,6 +40,14 @@ const INSTRUCTIONS: [(&str, u32, &str); 7] = [
     ("gemm_w8", 75, ".128.CONSTANT"),
     // copies to shared memory beside the arithmetic
     ("gemm_w", 80, "LDGSTS.E.BYPASS.128"),
+    ("gemm_f16", 80, "LDGSTS.E.BYPASS.128"),
+    ("gemm_bf16", 80, "LDGSTS.E.BYPASS.128"),
+    // tensor instructions for floats
+    ("linear_f16", 75, "HMMA"),
+    ("linear_bf16", 80, "HMMA.16816.F32.BF16"),
+    ("gemm_f16", 75, "HMMA"),
+    ("gemm_bf16", 80, "HMMA.16816.F32.BF16"),
+    ("linear_f16", 80, ".NA.LTC128B.128"),
 ];
 
 /// The compiler, or the reason why there is none, printed.

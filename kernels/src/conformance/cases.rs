@@ -129,10 +129,10 @@ fn two_byte_linear(float: FloatType) -> Vec<Case> {
     };
     let odd = [[1, 20], [300, 33], [17, 1030]].map(|shape| case(shape, &LENS, 1.0));
     let sizes = [1e6, 1e-6, 1e-37].map(|scale| case([17, 100], &LENS, scale));
-    // Several tiles a block, and so many that no blocks share one.
-    let wide = [[4100, 24], [16400, 20]].map(|shape| case(shape, &[1, 17], 1.0));
-    let rows = case([17, 72], &[1, 70, 529], 1.0);
-    odd.into_iter().chain(sizes).chain(wide).chain([rows]).collect()
+    // Two tiles a block; four, and so many that no blocks of threads share one.
+    let wide = case(if float == FloatType::F16 { [16400, 20] } else { [4100, 24] }, &[1, 17], 1.0);
+    let rows = case([17, 72], &[1, 40, 90], 1.0);
+    odd.into_iter().chain(sizes).chain([wide, rows]).collect()
 }
 
 fn grouped_linear() -> Vec<Case> {

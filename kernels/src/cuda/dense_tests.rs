@@ -157,13 +157,13 @@ fn all_kernels_and_all_numbers_of_rows_give_the_same_bits() {
     let mut rng = Rng::new(31);
     for float in FLOATS {
         // Fewer blocks of columns than ranges, odd ones, and several for each stage of the ring.
-        for (shape, most) in [([17, 33], 70), ([130, 40], 20), ([5, 1030], 9), ([150, 1312], 66)] {
+        for (shape, most) in [([17, 33], 70), ([130, 40], 20), ([5, 1030], 9), ([150, 840], 66)] {
             let [n, k] = shape;
             let (weights, x) = (rng.floats(n * k, 1.0), rng.floats(most * k, 3.0));
             let Some(mut linear) = Linear::new(float, shape, &weights, &x) else { return };
             let right = bits(&linear.run(KERNELS[0], most));
             for kernel in KERNELS {
-                for rows in [most, most - 1, 8, 1] {
+                for rows in [most, 1] {
                     let found = bits(&linear.run(kernel, rows));
                     assert!(found == right[..rows * n], "{float} {shape:?} {rows}: {kernel:?}");
                 }

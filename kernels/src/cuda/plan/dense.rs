@@ -1,13 +1,14 @@
 //! Launches of linears with float weights, and of the split of what they read into two parts.
 //!
 //! `shaders/cuda/dense.cuh` has the arithmetic: every kernel for weights of two bytes gives a row the
-//! same bits, so that here only speed is chosen. Not here: quantized weights ([`super::linear`]).
+//! same bits, so that here only speed is chosen. Not here: quantized weights ([`super::linear`]),
+//! the ops that split what they compute ([`super::rows`]).
 //! Input: ops of a validated program.
 
 use super::{COUNTERS, List, Scratch, ScratchBytes, THREADS, args};
 use crate::cuda::gpu::{Arg, Launch, Pointer};
 use crate::cuda::store::StoredDense;
-use crate::program::SlotId;
+use crate::program::{Op, SlotId};
 use quant::FloatType;
 
 /// Columns of a block, of which activations are stored in wholes.
@@ -131,6 +132,41 @@ impl List<'_> {
         let args = args![counts, values, bias, halves, half_scales, to.0, n, columns, to.1, to.2];
         let job = Job { rows, n, args };
         if rows <= FEW_ROWS { self.few(kernels, job) } else { self.many(kernels, job) }
+    }
+
+    /// The kernel, f16's or bf16's of `kernels`, that computes rows of `slot` and splits them, if the
+    /// linear that reads them next wants them so.
+    pub(super) fn with_split(
+        &mut self,
+        (at, slot): (usize, SlotId),
+        [f16, bf16]: [&'static str; 2],
+        args: &mut Vec<Arg>,
+    ) -> Option<&'static str> {
+        if self.next_reader(at, slot).is_some() {
+            return None;
+        }
+        let float = self.next_split(at, slot)?;
+        let Scratch { halves, half_scales, .. } = self.plan.scratch;
+        args.extend(args![halves, half_scales]);
+        self.split = Some((slot, float));
+        Some(if float == FloatType::F16 { f16 } else { bf16 })
+    }
+
+    /// The type of the parts that the next linear with such wants, if it reads `slot` as the step at
+    /// `at` leaves it.
+    fn next_split(&self, at: usize, slot: SlotId) -> Option<FloatType> {
+        for step in &self.program.steps[at + 1..] {
+            if let Op::Linear { x, weight, .. } = step.op
+                && let Some(dense) =
+                    self.plan.weights[weight.index()].dense.filter(|d| is_split(*d))
+            {
+                return (x == slot).then_some(dense.float);
+            }
+            if step.op.writes().contains(&slot) {
+                return None;
+            }
+        }
+        None
     }
 
     fn split(&mut self, x: SlotId, float: FloatType, kernels: &Kernels) {

@@ -217,7 +217,7 @@ impl List<'_> {
                 self.join(at, q, mask, out);
             }
             Op::Activate { kind: Activation::Silu, x, out } => self.activate(at, x, out),
-            Op::Gather { x, out } => self.gather(x, out),
+            Op::Gather { x, out } => self.gather(at, x, out),
         }
         1
     }
