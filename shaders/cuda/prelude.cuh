@@ -169,6 +169,8 @@ FT_DEVICE void mma_bf16(float* c, const u32* a, const u32* b) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     int lane = threadIdx.x % 32, row_lane = lane / 4 * 4, column_lane = lane % 4 * 8;
+    // Not unrolled: there would be a thousand instructions where kernels have eight of this one.
+#pragma unroll 1
     for (int t = 0; t < 4; t++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -221,12 +223,13 @@ FT_DEVICE bool is_last_block(u32* counter, u32 count, u32* flag) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        *flag = atomicAdd(counter, 1u) == count - 1;
-        if (*flag) *counter = 0;
+        // Whether others are still to come: what stands there before would mostly say so too.
+        *flag = atomicAdd(counter, 1u) != count - 1;
+        if (!*flag) *counter = 0;
     }
     __syncthreads();
     __threadfence();
-    return *flag;
+    return !*flag;
 }
 
 // Two f16, to nearest even, `first` in the low half.

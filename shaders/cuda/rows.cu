@@ -128,3 +128,57 @@ FT_KERNEL(256) gather(const u32* step, const float* x, const u32* output_rows, f
     if (row >= step[STEP_OUTPUTS] || i >= width) return;
     out[(u64)row * width + i] = x[(u64)output_rows[row] * width + i];
 }
+
+// The same, and what was gathered split. grid (1, r)
+template <class Float>
+FT_DEVICE void gather_and_split(const u32* step, const float* x, const u32* output_rows, float* out, int width, const Split& to) {
+    await_launches();
+    int row = blockIdx.y;
+    if (row >= step[STEP_OUTPUTS]) return;
+    const float* from = x + (u64)output_rows[row] * width;
+    for (int i = threadIdx.x; i < width; i += 256) out[(u64)row * width + i] = from[i];
+    split_row<Float>(to, from, row, width);
+}
+FT_KERNEL(256) gather_split_f16(const u32* step, const float* x, const u32* output_rows, float* out, int width,
+                                SPLIT_PARAMETERS) {
+    gather_and_split<F16>(step, x, output_rows, out, width, SPLIT);
+}
+FT_KERNEL(256) gather_split_bf16(const u32* step, const float* x, const u32* output_rows, float* out, int width,
+                                 SPLIT_PARAMETERS) {
+    gather_and_split<Bf16>(step, x, output_rows, out, width, SPLIT);
+}
+
+// Norms, split. grid (1, t)
+template <class Float>
+FT_DEVICE void norm_and_split(const u32* step, float* x, const float* add, const float* weight, float* out, int width, float eps,
+                              const Split& to) {
+    await_launches();
+    int row = blockIdx.y;
+    // A thread finds the largest of what it wrote itself; a barrier comes before it reads what others did.
+    if (row < step[STEP_TOKENS]) split_row<Float>(to, norm_row(row, x, add, weight, out, width, eps), row, width);
+}
+FT_KERNEL(256) rms_norm_split_f16(const u32* step, float* x, const float* add, const float* weight, float* out, int width,
+                                  float eps, SPLIT_PARAMETERS) {
+    norm_and_split<F16>(step, x, add, weight, out, width, eps, SPLIT);
+}
+FT_KERNEL(256) rms_norm_split_bf16(const u32* step, float* x, const float* add, const float* weight, float* out, int width,
+                                   float eps, SPLIT_PARAMETERS) {
+    norm_and_split<Bf16>(step, x, add, weight, out, width, eps, SPLIT);
+}
+
+// Activations, split: a block a row, as above. grid (1, t)
+template <class Float>
+FT_DEVICE void activate_and_split(const u32* step, const float* x, float* out, int width, const Split& to) {
+    await_launches();
+    int row = blockIdx.y;
+    if (row >= step[STEP_TOKENS]) return;
+    float* out_row = out + (u64)row * width;
+    for (int i = threadIdx.x; i < width; i += 256) out_row[i] = silu_times(x + (u64)row * 2 * width, i, width);
+    split_row<Float>(to, out_row, row, width);
+}
+FT_KERNEL(256) activate_silu_split_f16(const u32* step, const float* x, float* out, int width, SPLIT_PARAMETERS) {
+    activate_and_split<F16>(step, x, out, width, SPLIT);
+}
+FT_KERNEL(256) activate_silu_split_bf16(const u32* step, const float* x, float* out, int width, SPLIT_PARAMETERS) {
+    activate_and_split<Bf16>(step, x, out, width, SPLIT);
+}

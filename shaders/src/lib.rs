@@ -17,6 +17,7 @@ pub struct Source {
 pub const CUDA_HEADERS: &[Source] = &[
     Source { name: "cuda/prelude.cuh", text: include_str!("../cuda/prelude.cuh") },
     Source { name: "cuda/grouped.cuh", text: include_str!("../cuda/grouped.cuh") },
+    Source { name: "cuda/dense.cuh", text: include_str!("../cuda/dense.cuh") },
 ];
 
 /// The CUDA sources; each is compiled by itself, behind [`CUDA_HEADERS`].
@@ -26,7 +27,10 @@ pub const CUDA: &[Source] = &[
     Source { name: "cuda/quantize.cu", text: include_str!("../cuda/quantize.cu") },
     Source { name: "cuda/linear_grouped.cu", text: include_str!("../cuda/linear_grouped.cu") },
     Source { name: "cuda/gemm_grouped.cu", text: include_str!("../cuda/gemm_grouped.cu") },
+    Source { name: "cuda/split.cu", text: include_str!("../cuda/split.cu") },
+    Source { name: "cuda/linear_f32.cu", text: include_str!("../cuda/linear_f32.cu") },
     Source { name: "cuda/linear_dense.cu", text: include_str!("../cuda/linear_dense.cu") },
+    Source { name: "cuda/gemm_dense.cu", text: include_str!("../cuda/gemm_dense.cu") },
     Source { name: "cuda/attention.cu", text: include_str!("../cuda/attention.cu") },
     Source { name: "cuda/attention_mma.cu", text: include_str!("../cuda/attention_mma.cu") },
     Source { name: "cuda/choose.cu", text: include_str!("../cuda/choose.cu") },

@@ -33,7 +33,7 @@ const SPILLS: [(&str, u32, u32); 6] = [
     ("heads", 90, 32),
 ];
 /// How kernels' names begin, the oldest architecture, and an instruction that such kernels must have.
-const INSTRUCTIONS: [(&str, u32, &str); 14] = [
+const INSTRUCTIONS: [(&str, u32, &str); 21] = [
     // int8 tensor instructions
     ("linear_w", 75, "IMMA"),
     ("gemm_w", 75, "IMMA"),
@@ -52,6 +52,14 @@ const INSTRUCTIONS: [(&str, u32, &str); 14] = [
     ("attend_mma", 75, "LDSM.16.MT88.4"),
     // powers of two by an instruction
     ("attend_mma", 75, "MUFU.EX2"),
+    ("gemm_f16", 80, "LDGSTS.E.BYPASS.128"),
+    ("gemm_bf16", 80, "LDGSTS.E.BYPASS.128"),
+    // tensor instructions for floats
+    ("linear_f16", 75, "HMMA"),
+    ("linear_bf16", 80, "HMMA.16816.F32.BF16"),
+    ("gemm_f16", 75, "HMMA"),
+    ("gemm_bf16", 80, "HMMA.16816.F32.BF16"),
+    ("linear_f16", 80, WEIGHTS),
     // waiting for the launches before
     ("", 90, AWAIT),
 ];

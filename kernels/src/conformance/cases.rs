@@ -3,7 +3,7 @@
 //! A name starts with its op's group and a colon; the groups are what the tests report on.
 
 use super::case::{Builder, Case, Grouping, dense};
-use crate::program::{Activation, Heads, Mask, Op, RopeDecl, RopeSpeeds, Rows, SlotView};
+use crate::program::{Activation, Heads, Mask, Op, RopeDecl, RopeSpeeds, Rows, SlotId, SlotView};
 use quant::{Bits, FloatType, Weight};
 
 /// Lengths of the sequences where the op looks at one row only.
@@ -73,8 +73,20 @@ fn norm() -> Vec<Case> {
 
 /// A linear over `rows`, its input up to 1 in size.
 fn linear(name: String, weight: Weight<'static>, bias: bool, rows: Rows, mut b: Builder) -> Case {
+    let x = b.input(weight.shape()[1], 1.0);
+    linear_of(x, name, weight, bias, rows, b)
+}
+
+/// A linear over slot `x` of tokens, or over rows of it.
+fn linear_of(
+    mut x: SlotId,
+    name: String,
+    weight: Weight<'static>,
+    bias: bool,
+    rows: Rows,
+    mut b: Builder,
+) -> Case {
     let [n, k] = weight.shape();
-    let mut x = b.input(k, 1.0);
     if rows == Rows::Outputs {
         let out = b.slot(Rows::Outputs, k);
         b.step(Op::Gather { x, out });
@@ -102,7 +114,25 @@ fn float_linear() -> Vec<Case> {
             cases.push(linear(name, weight, i % 2 == 0, rows, b));
         }
     }
+    cases.extend([FloatType::F16, FloatType::Bf16].into_iter().flat_map(two_byte_linear));
     cases
+}
+
+/// Shapes and sizes that kernels for weights of two bytes have ways of their own for.
+fn two_byte_linear(float: FloatType) -> Vec<Case> {
+    let case = |shape: [usize; 2], lens: &[usize], scale: f32| {
+        let mut b = Builder::new(13, lens, 4);
+        let weight = dense(&mut b.rng, float, shape);
+        let x = b.input(shape[1], scale);
+        let name = format!("linear {float}: {shape:?} lens {lens:?} up to {scale:e}");
+        linear_of(x, name, weight, scale == 1.0, Rows::Outputs, b)
+    };
+    let odd = [[1, 20], [300, 33], [17, 1030]].map(|shape| case(shape, &LENS, 1.0));
+    let sizes = [1e6, 1e-6, 1e-37].map(|scale| case([17, 100], &LENS, scale));
+    // Two tiles a block; four, and so many that no blocks of threads share one.
+    let wide = case(if float == FloatType::F16 { [16400, 20] } else { [4100, 24] }, &[1, 17], 1.0);
+    let rows = case([17, 72], &[1, 40, 90], 1.0);
+    odd.into_iter().chain(sizes).chain([wide, rows]).collect()
 }
 
 fn grouped_linear() -> Vec<Case> {

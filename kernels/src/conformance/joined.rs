@@ -3,13 +3,13 @@
 //! Each program runs twice: as it is, and with a copy between an op and the linear that reads its
 //! result, so that nothing can be joined.
 
-use super::case::{Builder, Case, Grouping};
+use super::case::{Builder, Case, Grouping, dense};
 use super::gpu_tests::gpu;
 use super::session::{Schedule, run};
 use super::{Tested, cpus, cuda, reference};
 use crate::program::{Activation, Heads, Mask, Op, Rows, SlotId, SlotView};
 use emulator::Options;
-use quant::Bits;
+use quant::{Bits, FloatType};
 
 /// Columns of a head, and of a group of weights.
 const HEAD: usize = 64;
@@ -22,8 +22,16 @@ enum Before {
     Attend,
 }
 
-/// A program of an op and a linear over `group` columns a scale; with a copy between, if `apart`.
-fn case(before: Before, group: usize, apart: bool) -> Case {
+/// Weights of the linear.
+#[derive(Debug, Clone, Copy)]
+enum Weights {
+    /// Quantized, so many columns a scale.
+    Groups(usize),
+    Floats(FloatType),
+}
+
+/// A program of an op and a linear; with a copy between, if `apart`.
+fn case(before: Before, weights: Weights, apart: bool) -> Case {
     let mut b = Builder::new(21, &[19, 3, 30], 4);
     let mut x = match before {
         Before::Norm => norm(&mut b),
@@ -37,10 +45,13 @@ fn case(before: Before, group: usize, apart: bool) -> Case {
         b.step(Op::Gather { x, out: copy });
         (x, rows) = (copy, Rows::Outputs);
     }
-    let weight = Grouping::plain(Bits::Four, group).weight(&mut b.rng, [24, k]);
+    let weight = match weights {
+        Weights::Groups(group) => Grouping::plain(Bits::Four, group).weight(&mut b.rng, [24, k]),
+        Weights::Floats(float) => dense(&mut b.rng, float, [24, k]),
+    };
     let (weight, slot) = (b.weight(weight), b.slot(rows, 24));
     b.step(Op::Linear { x, weight, bias: None, out: SlotView { slot, start: 0, width: 24 } });
-    let name = format!("{before:?} before a linear of groups of {group}, apart: {apart}");
+    let name = format!("{before:?} before a linear of {weights:?}, apart: {apart}");
     if apart { b.finish(name, slot) } else { b.observe(name, slot) }
 }
 
@@ -68,17 +79,20 @@ fn attend(b: &mut Builder) -> SlotId {
 
 /// Those with nothing between.
 pub(super) fn all() -> Vec<Case> {
-    [Before::Norm, Before::Activate, Before::Attend].map(|before| case(before, 64, false)).into()
+    let all = [Before::Norm, Before::Activate, Before::Attend];
+    let weights = [Weights::Groups(64), Weights::Floats(FloatType::F16)];
+    weights.into_iter().flat_map(|w| all.map(|before| case(before, w, false))).collect()
 }
 
 fn check(tested: &Tested) {
     for before in [Before::Norm, Before::Activate, Before::Attend] {
-        for group in [32, 64, 128] {
-            let joined = case(before, group, false);
+        let floats = [FloatType::F16, FloatType::Bf16].map(Weights::Floats);
+        for weights in [32, 64, 128].map(Weights::Groups).into_iter().chain(floats) {
+            let joined = case(before, weights, false);
             for schedule in [Schedule::Whole, Schedule::Alone] {
                 let found = run(tested.backend.as_ref(), &joined, schedule, true);
                 let alone =
-                    run(tested.backend.as_ref(), &case(before, group, true), schedule, true);
+                    run(tested.backend.as_ref(), &case(before, weights, true), schedule, true);
                 assert_eq!(found, alone, "{} on {} ({schedule:?})", joined.name, tested.name);
             }
         }

@@ -7,11 +7,13 @@
 //! - `many`: every product and sum is rounded (a float kernel);
 //! - `int8`, absolute: activations are rounded to 127 steps of the largest in a weight group;
 //! - `f16`, absolute: keys and values are stored in f16;
-//! - `tensor`, absolute: what tensor cores round beyond a float kernel.
+//! - `tensor`, absolute: what tensor cores round beyond a float kernel;
+//! - `halves`, absolute, for weights of two bytes: activations are in two parts of the weights' type, and
+//!   tensor instructions add.
 
 use super::case::Case;
 use crate::program::{Heads, KvLayer, Mask, Op, RopeDecl, RopeSpeeds, SlotId, WeightId};
-use quant::Weight;
+use quant::{FloatType, Weight};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -20,6 +22,9 @@ pub(super) const UNIT: f64 = 1.0 / 16_777_216.0;
 
 /// 2^-11: the relative error of rounding once to f16.
 const F16_UNIT: f64 = 1.0 / 2048.0;
+
+/// Sums of ranges of columns, which are added in f32.
+const RANGES: f64 = 8.0;
 
 /// One expected number with its bounds.
 #[derive(Debug, Clone, Copy)]
@@ -30,19 +35,20 @@ pub(super) struct Expected {
     pub(super) int8: f64,
     pub(super) f16: f64,
     pub(super) tensor: f64,
+    pub(super) halves: Option<f64>,
 }
 
 impl Expected {
     /// A number every backend must copy bit for bit.
     fn exact(value: f64) -> Self {
-        Self { value, once: 0.0, many: 0.0, int8: 0.0, f16: 0.0, tensor: 0.0 }
+        Self { value, once: 0.0, many: 0.0, int8: 0.0, f16: 0.0, tensor: 0.0, halves: None }
     }
 
     /// A number that depends on others of the given size, which f64 sums leave exact to 2^-44.
     fn new(value: f64, size: f64, many: f64) -> Self {
         let f64_sums = size / 1_048_576.0;
         let (once, many) = (value.abs() + f64_sums, value.abs() + many);
-        Self { value, once, many, int8: 0.0, f16: 0.0, tensor: 0.0 }
+        Self { value, once, many, int8: 0.0, f16: 0.0, tensor: 0.0, halves: None }
     }
 }
 
@@ -357,6 +363,8 @@ struct Logical {
     rows: Vec<Vec<f64>>,
     /// Group of each checkpoint column; none for floats.
     group_of: Option<Vec<usize>>,
+    /// What floats are stored as.
+    float: Option<FloatType>,
 }
 
 impl Logical {
@@ -365,7 +373,8 @@ impl Logical {
         match weight {
             Weight::Dense(d) => {
                 let values: Vec<f64> = d.to_f32().into_iter().map(f64::from).collect();
-                Self { rows: values.chunks(k).map(<[f64]>::to_vec).collect(), group_of: None }
+                let rows = values.chunks(k).map(<[f64]>::to_vec).collect();
+                Self { rows, group_of: None, float: Some(d.float()) }
             }
             Weight::Grouped(g) => {
                 let mut rows = vec![vec![0.0; k]; n];
@@ -380,7 +389,7 @@ impl Logical {
                         row[column] = code * f64::from(g.scales()[at]);
                     }
                 }
-                Self { rows, group_of: Some(group_of) }
+                Self { rows, group_of: Some(group_of), float: None }
             }
         }
     }
@@ -406,9 +415,30 @@ impl Logical {
                 let half_step = |(w, step): (&f64, &f64)| w.abs() * step / 2.0;
                 element.int8 = row.iter().zip(&steps).map(half_step).sum();
             }
+            element.halves = self.parts_error(x, row, size).map(|parts| {
+                // Two instructions for 16 columns. Each may cut the 16 products, the sum so far and the
+                // result to 24 bits of the largest of them, which is less than the size of all.
+                let cuts = 2.0 * x.len().div_ceil(16) as f64 * 18.0 + RANGES;
+                parts + 1.01 * cuts * 2.0 * UNIT * size
+            });
             element
         };
         self.rows.iter().enumerate().map(one).collect()
+    }
+
+    /// What a product is off by since activations are the sum of two parts of the weights' type, if so.
+    fn parts_error(&self, x: &[f64], row: &[f64], size: f64) -> Option<f64> {
+        match self.float? {
+            FloatType::F32 => None,
+            // Each part is off by 2^-11 of what it rounds, or by half of 2^-24, the smallest number,
+            // where the row's largest activation is at least 2^14.
+            FloatType::F16 => {
+                let most = x.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+                let weights: f64 = row.iter().map(|w| w.abs()).sum();
+                Some((-22f64).exp2() * size + (-39f64).exp2() * most * weights)
+            }
+            FloatType::Bf16 => Some((-16f64).exp2() * size),
+        }
     }
 
     /// For each column the int8 step of its group's activations: the largest over 127.

@@ -15,7 +15,12 @@ const SCHEDULES: [Schedule; 2] = [Schedule::Whole, Schedule::Mixed(8)];
 /// Cases that come by all barriers and waits: each kernel that has one, over several rounds of its
 /// loops.
 fn chosen() -> Vec<Case> {
-    let names = ["norm: d 257", "linear w4: w4g32 [20, 2176]", "linear w8: w8g32 [20, 2176]"];
+    let names = [
+        "norm: d 257",
+        "linear w4: w4g32 [20, 2176]",
+        "linear w8: w8g32 [20, 2176]",
+        "linear f16: [17, 1030]",
+    ];
     let long = |case: &Case| {
         let lens = ["lens [530]", "lens [270]"];
         case.name.starts_with("attend") && lens.iter().any(|lens| case.name.ends_with(lens))

@@ -15,6 +15,8 @@
 mod api;
 mod arch;
 mod cache;
+#[cfg(test)]
+mod dense_tests;
 mod devices;
 mod driver;
 #[cfg(test)]
@@ -38,7 +40,7 @@ pub use places::{Places, VARIABLE};
 use crate::{Backend, Error, Program, Runner, StepLimits, WeightSource, validate};
 use driver::Driver;
 use gpu::Gpu;
-use quant::Format;
+use quant::{FloatType, Format};
 use runner::CudaRunner;
 use std::path::PathBuf;
 
@@ -111,7 +113,12 @@ impl Backend for CudaBackend {
 
     fn kernel_for(&self, format: Format) -> String {
         match format {
-            Format::Dense(float) => format!("{float} cuda: a warp a column, f32 activations"),
+            Format::Dense(FloatType::F32) => {
+                "f32 cuda: a warp a column, f32 activations".to_owned()
+            }
+            Format::Dense(float) => {
+                format!("{float} cuda: tensor cores, activations in two parts of {float}")
+            }
             Format::Grouped { bits, act_order, .. } => {
                 let (bits, gathered) = (bits.count(), if act_order { ", gathered" } else { "" });
                 format!("w{bits}a8 cuda: 16-row tiles on tensor cores{gathered}")

@@ -218,6 +218,9 @@ impl Build<'_> {
         let inputs = self.take(4 * Inputs::len_max(program, limits))?;
         let scratch = Scratch {
             quantized: [self.activations(bytes)?, self.activations(bytes)?],
+            halves: self.take(bytes.halves)?,
+            half_scales: self.take(bytes.half_scales)?,
+            range_sums: self.take(bytes.range_sums)?,
             parts: self.take(bytes.parts)?,
             counters: self.take(4 * COUNTERS)?,
         };

@@ -493,9 +493,14 @@ fn quantize_has_the_bits_of_a_scalar_one() {
 fn every_file_has_kernels() {
     if available().is_ok() {
         let kernels = kernels();
-        for name in
-            ["rms_norm", "quantize", "linear_w4_s64_m8", "linear_f16", "attend", "selftest_empty"]
-        {
+        for name in [
+            "rms_norm",
+            "quantize",
+            "linear_w4_s64_m8",
+            "linear_f16_t1_m8",
+            "attend",
+            "selftest_empty",
+        ] {
             assert!(kernels.contains(&name), "{kernels:?}");
         }
     }

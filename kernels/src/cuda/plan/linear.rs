@@ -1,14 +1,14 @@
 //! Launches of linears, and of the quantization of what they read.
 //!
 //! Not here: how weights lie ([`crate::cuda::store`]), which activations are quantized on the way by
-//! the kernel that computes them ([`super`]). Input: ops of a validated program.
+//! the kernel that computes them ([`super`]), float weights ([`super::dense`]). Input: ops of a validated program.
 
 use super::{Activations, COUNTERS, List, Quantized, THREADS, args};
 use crate::cuda::gpu::{Launch, Pointer};
 use crate::cuda::joins;
 use crate::cuda::store::Tiles;
 use crate::program::{SlotId, SlotView, WeightId};
-use quant::{Bits, FloatType};
+use quant::Bits;
 
 /// Rows of weights, and of activations, of a block of the kernels for many rows.
 const GEMM: [usize; 2] = [256, 64];
@@ -122,15 +122,7 @@ impl List<'_> {
             return 2;
         }
         if let Some(dense) = stored.dense {
-            let kernel = match dense.float {
-                FloatType::F32 => "linear_f32",
-                FloatType::F16 => "linear_f16",
-                FloatType::Bf16 => "linear_bf16",
-            };
-            let ((counts, rows), columns) = (self.count(x), self.width(x));
-            let x = self.slot(x);
-            let args = args![counts, dense.values, bias, x, to, n, columns, width, outputs.start];
-            self.push(kernel, [n.div_ceil(8), rows.div_ceil(8), 1], THREADS, args);
+            self.dense(x, dense, (bias, n), (to, width, out.start));
         }
         1
     }

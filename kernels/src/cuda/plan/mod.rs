@@ -18,13 +18,15 @@
 //! Everything else is a launch an op; what belongs to others is decided by [`super::joins`], and nothing
 //! is joined where a trace shows what lies between. Activations are quantized by the kernel that computes
 //! them where the next quantized linear reads them, else by one of their own; linears of the same input
-//! share them. Grids are sized for the rows asked for; kernels read the step's own counts from the device,
+//! share them. Where weights are f16 or bf16, activations are split in two parts of that type instead
+//! ([`dense`]). Grids are sized for the rows asked for; kernels read the step's own counts from the device,
 //! so launches made for more rows compute the same. Not here: memory and copies ([`super::runner`]), the
 //! arrays of a step ([`super::inputs`]). Input: a validated program.
 
 mod attention;
 mod attention_mma;
 mod choose;
+mod dense;
 mod heads;
 mod linear;
 mod rows;
@@ -41,6 +43,7 @@ use crate::backend::RowCounts;
 use crate::cpu::Blocks;
 use crate::program::{Activation, Op, Program, Rows, SlotId, WeightId};
 use crate::{Error, StepLimits};
+use quant::FloatType;
 
 /// Threads of most blocks.
 const THREADS: u32 = 256;
@@ -72,6 +75,10 @@ pub(crate) struct Plan {
 pub(crate) struct Scratch {
     /// Quantized activations: two, since a linear may read one and write the other.
     pub(crate) quantized: [Activations; 2],
+    /// Activations in two parts of two bytes, the scales of their rows, and sums of ranges of columns.
+    pub(crate) halves: Pointer,
+    pub(crate) half_scales: Pointer,
+    pub(crate) range_sums: Pointer,
     /// Partial results of attention.
     pub(crate) parts: Pointer,
     /// [`COUNTERS`] of u32, all 0 between launches: for blocks that do what is left when all are done.
@@ -120,6 +127,9 @@ pub(crate) const COUNTERS: usize = 1 << 14;
 pub(crate) struct ScratchBytes {
     pub(crate) quads: usize,
     pub(crate) scales: usize,
+    pub(crate) halves: usize,
+    pub(crate) half_scales: usize,
+    pub(crate) range_sums: usize,
     pub(crate) parts: usize,
 }
 
@@ -136,11 +146,14 @@ pub(crate) fn scratch_bytes(
     for step in &program.steps {
         match step.op {
             Op::Linear { x, weight, .. } => {
-                let Some(tiles) = &weights[weight.index()].tiles else { continue };
                 let rows = RowCounts::most(limits).of(program.slots[x.index()].rows);
-                let quads = rows * tiles.blocks.count * tiles.stride + linear::BEHIND_QUADS;
-                most.quads = most.quads.max(quads);
-                most.scales = most.scales.max(rows * tiles.blocks.count * 8);
+                if let Some(tiles) = &weights[weight.index()].tiles {
+                    let quads = rows * tiles.blocks.count * tiles.stride + linear::BEHIND_QUADS;
+                    most.quads = most.quads.max(quads);
+                    most.scales = most.scales.max(rows * tiles.blocks.count * 8);
+                } else if weights[weight.index()].dense.is_some_and(dense::is_split) {
+                    dense::scratch_bytes(program.weights[weight.index()].shape, rows, &mut most);
+                }
             }
             Op::Attend { q, .. } => {
                 most.parts = most.parts.max(attention::parts_bytes(&step.label, q, limits)?);
@@ -159,7 +172,8 @@ impl Plan {
         rows: RowCounts,
         chosen: Chosen,
     ) -> Vec<Launch> {
-        let mut list = List { plan: self, program, rows, launches: vec![], quantized: None };
+        let mut list =
+            List { plan: self, program, rows, launches: vec![], quantized: None, split: None };
         let mut at = 0;
         while at < program.steps.len() {
             at += list.op(at);
@@ -179,6 +193,8 @@ struct List<'a> {
     launches: Vec<Launch>,
     /// What is quantized.
     quantized: Option<Quantized>,
+    /// What the activations in two parts are of, and the parts' type.
+    split: Option<(SlotId, FloatType)>,
 }
 
 /// Activations that lie quantized in one of [`Scratch::quantized`].
@@ -229,6 +245,9 @@ impl List<'_> {
         if self.quantized.as_ref().is_some_and(|known| op.writes().contains(&known.slot)) {
             self.quantized = None;
         }
+        if self.split.is_some_and(|(slot, _)| op.writes().contains(&slot)) {
+            self.split = None;
+        }
         if let Op::HeadNorm { .. } | Op::Rope { .. } = op
             && let Some(steps) = self.heads(at)
         {
@@ -245,7 +264,7 @@ impl List<'_> {
                 self.attend(at, (q, layer), (mask, scale), out);
             }
             Op::Activate { kind: Activation::Silu, x, out } => self.activate(at, x, out),
-            Op::Gather { x, out } => self.gather(x, out),
+            Op::Gather { x, out } => self.gather(at, x, out),
         }
         1
     }
