@@ -224,6 +224,7 @@ fn quant_and_engine_stay_free_of_the_world() {
 fn unsafe_stays_in_named_modules() {
     let named = [
         "kernels/src/cpu/x86",
+        "kernels/src/cpu/pages.rs",
         "kernels/src/cpu/share.rs",
         "kernels/src/cpu/exec.rs",
         "kernels/src/cpu/team.rs",

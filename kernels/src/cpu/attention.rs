@@ -264,12 +264,11 @@ impl<'a> Attend<'a> {
     ) {
         while !all.is_empty() {
             let at = (part, chunk, ahead);
-            // Registers for two tiles of a linear hold sixteen sums here, the others four.
-            let done = match (all.len(), S::TILES) {
+            let done = match (all.len(), S::SUMS) {
                 (1, _) => self.block::<S, 1, 4>(s, at, queries, all),
-                (2 | 3, 1) => self.block::<S, 2, 2>(s, at, queries, all),
+                (2 | 3, 4) => self.block::<S, 2, 2>(s, at, queries, all),
                 (2 | 3, _) => self.block::<S, 2, 4>(s, at, queries, all),
-                (_, 1) => self.block::<S, 4, 1>(s, at, queries, all),
+                (_, 4) => self.block::<S, 4, 1>(s, at, queries, all),
                 (_, _) => self.block::<S, 4, 4>(s, at, queries, all),
             };
             (queries, all, ahead) = (&queries[done..], &mut all[done..], &[]);

@@ -16,7 +16,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::isa::Kernel;
-use super::pages::Pages;
+use super::pages::{Arena, Pages};
 use super::repack::{Parts, turn};
 use super::share::{Mat, MatMut};
 use super::simd::{LANES, Simd};
@@ -51,19 +51,20 @@ enum Values {
 }
 
 impl DenseTiles {
-    /// Repacks an `[n, k]` matrix of `float` on the current rayon pool; `load` delivers its rows.
+    /// Repacks an `[n, k]` matrix on the current rayon pool, into memory of `arena`; `load` delivers
+    /// its rows.
     ///
     /// # Errors
     /// What `load` returns, and [`Error::Device`] for want of memory.
     pub(crate) fn load<'a>(
-        [n, k]: [usize; 2],
-        float: FloatType,
+        ([n, k], float): ([usize; 2], FloatType),
+        arena: &Arena,
         load: impl Fn(Range<usize>) -> Result<Dense<'a>, Error> + Sync,
     ) -> Result<Self, Error> {
         let values = match float {
-            FloatType::F32 => Values::F32(interleave([n, k], load, f32::from_le_bytes)?),
-            FloatType::F16 => Values::F16(interleave([n, k], load, u16::from_le_bytes)?),
-            FloatType::Bf16 => Values::Bf16(interleave([n, k], load, u16::from_le_bytes)?),
+            FloatType::F32 => Values::F32(interleave([n, k], arena, load, f32::from_le_bytes)?),
+            FloatType::F16 => Values::F16(interleave([n, k], arena, load, u16::from_le_bytes)?),
+            FloatType::Bf16 => Values::Bf16(interleave([n, k], arena, load, u16::from_le_bytes)?),
         };
         Ok(Self { n, k, values })
     }
@@ -71,7 +72,7 @@ impl DenseTiles {
     /// Repacks a matrix.
     #[cfg(test)]
     pub(crate) fn new(w: &Dense<'_>) -> Self {
-        Self::load(w.shape(), w.float(), |rows| Ok(w.rows(rows))).unwrap()
+        Self::load((w.shape(), w.float()), &Arena::default(), |rows| Ok(w.rows(rows))).unwrap()
     }
 
     /// Number of tiles.
@@ -117,10 +118,11 @@ fn pick<T: Copy>(tile: &[[T; LANES]], lane: usize, out_k: &mut [f32], widen: imp
 /// `[n, k]` little-endian elements to `[tiles, k]` vectors.
 fn interleave<'a, T: Pod + Send, const B: usize>(
     [n, k]: [usize; 2],
+    arena: &Arena,
     load: impl Fn(Range<usize>) -> Result<Dense<'a>, Error> + Sync,
     element: impl Fn([u8; B]) -> T + Sync,
 ) -> Result<Pages<[T; LANES]>, Error> {
-    let mut tiles = Pages::zeroed(n.div_ceil(LANES) * k)?;
+    let mut tiles = arena.zeroed(n.div_ceil(LANES) * k)?;
     let parts = Parts::new(n, k * B);
     tiles.par_chunks_mut(parts.tiles * k).enumerate().try_for_each(|(part, tiles)| {
         let w = load(parts.rows(part))?;

@@ -9,7 +9,7 @@
 use super::activate::GatedSilu;
 use super::attention::{Attend, item_size};
 use super::dense::DenseLinear;
-use super::grouped::{Activations, GroupedLinear, SIDE_BY_SIDE};
+use super::grouped::{Activations, GroupedLinear, TILES_AT_LEAST};
 use super::isa::Machine;
 use super::kv::{KvCache, KvWrite};
 use super::norm::{HeadNorm, Norm};
@@ -85,7 +85,7 @@ impl Exec<'_> {
             }
             Phase::Op(Op::Linear { x, weight, bias, out }) => {
                 let tiles = out.width.div_ceil(LANES);
-                self.member.claim(tiles, SIDE_BY_SIDE, claimed, |tiles| {
+                self.member.claim(tiles, TILES_AT_LEAST, claimed, |tiles| {
                     self.linear((x, weight, bias), tiles, out);
                 });
             }

@@ -8,13 +8,14 @@
 //! A row's result is the same bits whatever the other rows of the step, the number of threads and
 //! the instruction set. Linears over quantized weights use int8 activations (`grouped` states
 //! their error); everything else is f32, the KV cache f16. Unsafe code lives in `x86`
-//! (intrinsics, assembly), `share` (memory of the team), `exec` (who touches what) and `team` (work
-//! that is borrowed by its threads) alone.
+//! (intrinsics, assembly), `pages` (memory of the weights), `share` (memory of the team), `exec` (who
+//! touches what) and `team` (work that is borrowed by its threads) alone.
 //!
 //! Not here: GPUs; families of models. Start at [`CpuBackend`], then `exec`.
 
 mod activate;
 mod attention;
+mod blocks;
 mod dense;
 #[allow(unsafe_code)]
 mod exec;
@@ -26,6 +27,7 @@ mod math;
 mod matmul;
 mod norm;
 mod packed;
+#[allow(unsafe_code)]
 mod pages;
 pub(crate) mod peak;
 mod plan;

@@ -11,7 +11,7 @@
 //! ([`Blocks`]). Not here: arithmetic ([`super::grouped`]). Input: canonical weights.
 
 use super::grouped::PANEL;
-use super::pages::Pages;
+use super::pages::{Arena, Pages};
 use super::quantize::Blocks;
 use super::repack::{Parts, turn};
 use super::simd::{LANES, Line};
@@ -85,13 +85,14 @@ fn line_columns(bits: Bits) -> usize {
 }
 
 impl Packed {
-    /// Repacks a matrix on the current rayon pool; `load` delivers its rows as declared.
+    /// Repacks a matrix on the current rayon pool, into memory of `arena`; `load` delivers its rows as declared.
     ///
     /// # Errors
     /// What `load` returns, [`Error::Device`] for want of memory, and [`Error::Weight`] if parts
     /// come in different column orders.
     pub(crate) fn load(
         decl: &WeightDecl,
+        arena: &Arena,
         load: impl Fn(Range<usize>) -> Result<Grouped, Error> + Sync,
     ) -> Result<Self, Error> {
         let [n, k] = decl.shape;
@@ -100,7 +101,7 @@ impl Packed {
         let blocks = Blocks::new(k, group, first.perm());
         let (tiles, groups, lines) =
             (n.div_ceil(LANES), k / group, blocks.width() / line_columns(bits));
-        let mut codes = Pages::zeroed(tiles * lines)?;
+        let mut codes = arena.zeroed(tiles * lines)?;
         let mut scales = vec![[0.0; LANES]; tiles * groups];
         let mut zeros = vec![[0; LANES]; tiles * groups];
         let parts = Parts::new(n, bits.row_bytes(k));
@@ -127,7 +128,8 @@ impl Packed {
     pub(crate) fn new(w: &Grouped) -> Self {
         let weight = quant::Weight::Grouped(w.clone());
         let (label, shape, format) = ("w".to_owned(), weight.shape(), weight.format());
-        Self::load(&WeightDecl { label, shape, format }, |rows| Ok(w.rows(rows))).unwrap()
+        let decl = WeightDecl { label, shape, format };
+        Self::load(&decl, &Arena::default(), |rows| Ok(w.rows(rows))).unwrap()
     }
 
     /// Number of tiles.
@@ -365,7 +367,8 @@ mod tests {
         let (label, shape) = ("w".to_owned(), [spec.n, spec.k]);
         let format = quant::Weight::Grouped(a.clone()).format();
         let deliver = |rows: Range<usize>| Ok(if rows.end < 300 { &a } else { &b }.rows(rows));
-        let refused = Packed::load(&WeightDecl { label, shape, format }, deliver).unwrap_err();
+        let decl = WeightDecl { label, shape, format };
+        let refused = Packed::load(&decl, &Arena::default(), deliver).unwrap_err();
         assert!(
             refused.to_string().starts_with("weight w: expected one column order"),
             "{refused}"

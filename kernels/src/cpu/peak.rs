@@ -45,7 +45,7 @@ impl<const M: usize> Kernel for Peak<M> {
             // The compiler must take the quads for new ones, or it would multiply only once; and as
             // many as there may be, or it would unroll the loop and run out of registers.
             let quads: &[[[i32; 2]; M]] = std::hint::black_box(&quads);
-            let mut sums = [s.zero_nibbles(); M];
+            let mut sums = totals.map(|total| s.start_nibbles(total));
             for quads in quads {
                 for (sum, &quads) in sums.iter_mut().zip(quads) {
                     *sum = s.dot_nibbles(*sum, codes, quads);

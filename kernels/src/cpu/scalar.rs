@@ -26,13 +26,13 @@ fn dot(mut sum: I, codes: &[u8; 64], quad: i32) -> I {
 }
 
 impl Simd for Scalar {
-    const TILES: usize = 1;
+    const SUMS: usize = 4;
+    const ROWS: usize = 4;
     type F = F;
     type I = I;
     type Nibbles = [u8; 64];
     type NibbleSum = I;
     type Bytes = [u8; 64];
-    type ByteSum = I;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -140,16 +140,16 @@ impl Simd for Scalar {
         [line.0.map(|byte| byte & 15), line.0.map(|byte| byte >> 4)]
     }
     #[inline(always)]
-    fn zero_nibbles(self) -> I {
-        [0; LANES]
+    fn start_nibbles(self, total: I) -> I {
+        total
     }
     #[inline(always)]
     fn dot_nibbles(self, sum: I, codes: [[u8; 64]; 2], quads: [i32; 2]) -> I {
         dot(dot(sum, &codes[0], quads[0]), &codes[1], quads[1])
     }
     #[inline(always)]
-    fn flush_nibbles(self, sum: I, total: I) -> I {
-        self.add_i(sum, total)
+    fn flush_nibbles(self, sum: I, _: I) -> I {
+        sum
     }
 
     #[inline(always)]
@@ -157,15 +157,7 @@ impl Simd for Scalar {
         line.0
     }
     #[inline(always)]
-    fn zero_bytes(self) -> I {
-        [0; LANES]
-    }
-    #[inline(always)]
     fn dot_bytes(self, sum: I, codes: [u8; 64], quad: i32) -> I {
         dot(sum, &codes, quad)
-    }
-    #[inline(always)]
-    fn flush_bytes(self, sum: I, total: I) -> I {
-        self.add_i(sum, total)
     }
 }

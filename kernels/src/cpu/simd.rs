@@ -6,7 +6,7 @@
 //! as long as a body fixes the order of its operations. Not here: choosing one ([`super::isa`]),
 //! the x86 implementations ([`super::x86`]).
 
-use super::quantize::BlockScale;
+use super::blocks::{self, CodeBlocks};
 
 /// f32 or i32 values of a vector, and weight rows of a tile.
 pub(crate) const LANES: usize = 16;
@@ -16,49 +16,16 @@ pub(crate) const LANES: usize = 16;
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [u8; 64]);
 
-/// Consecutive blocks of one tile and one weight group, and some rows of activations: row r lies
-/// r strides behind the first.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NibbleBlocks<'a, S: Simd> {
-    /// `[blocks, block_lines]`
-    pub(crate) lines: &'a [Line],
-    /// At most eight.
-    pub(crate) block_lines: usize,
-    /// Blocks.
-    pub(crate) count: usize,
-    /// Two a line, from the first row's first block on.
-    pub(crate) quads: &'a [i32],
-    pub(crate) quad_stride: usize,
-    /// One a block, from the first row's first block on.
-    pub(crate) scales: &'a [BlockScale],
-    pub(crate) scale_stride: usize,
-    /// The group's scales.
-    pub(crate) scale: S::F,
-    /// The group's zero points, times -1.
-    pub(crate) zero: S::I,
-    /// Lines to ask for meanwhile, as many as are multiplied or none.
-    pub(crate) ahead: &'a [Line],
-}
-
-impl<S: Simd> NibbleBlocks<'_, S> {
-    /// Checks that everything is there for `rows` rows.
-    #[inline(always)]
-    pub(crate) fn check(&self, rows: usize) {
-        let (lines, blocks) = (self.lines.len(), self.count);
-        assert!(self.block_lines <= 8 && blocks * self.block_lines == lines, "broken blocks");
-        assert!((rows - 1) * self.quad_stride + 2 * lines <= self.quads.len(), "too few quads");
-        assert!((rows - 1) * self.scale_stride + blocks <= self.scales.len(), "too few scales");
-    }
-}
-
 /// An instruction set. A value of an implementing type proves that the processor has it.
 ///
 /// A quad is four int8 activations in an i32, the first in the lowest byte. `dot` operations
 /// multiply byte `4 r + i` of 64 bytes of codes with byte `i` of the quad and add the four
 /// products into lane `r`.
 pub(crate) trait Simd: Copy + Send + Sync {
-    /// Tiles whose sums with four rows fit the registers: 1 or 2.
-    const TILES: usize;
+    /// Vectors of f32 sums that fit the registers beside what is multiplied: 4 or 16.
+    const SUMS: usize;
+    /// Rows of activations that take blocks of a tile together: 4 or 8.
+    const ROWS: usize;
     /// Taken from a byte code before it is multiplied; 0 if it is multiplied as it is.
     const BYTE_OFFSET: i32 = 0;
     /// Sixteen f32.
@@ -67,13 +34,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type I: Copy;
     /// 64 codes of at most 15.
     type Nibbles: Copy;
-    /// Running sums of dots of nibbles; overflows after more than eight quads.
+    /// Running sums of dots of nibbles; may overflow after more than eight quads.
     type NibbleSum: Copy;
     /// 64 codes of at most 255.
     type Bytes: Copy;
-    /// Running sums of dots of bytes less [`Self::BYTE_OFFSET`]; overflows after more than eight
-    /// quads.
-    type ByteSum: Copy;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;
@@ -112,7 +76,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// The low and the high nibble of each byte.
     fn open_nibbles(self, line: &Line) -> [Self::Nibbles; 2];
-    fn zero_nibbles(self) -> Self::NibbleSum;
+    /// Running sums that begin at a total where they can hold one, else at zero.
+    fn start_nibbles(self, total: Self::I) -> Self::NibbleSum;
     /// Adds the dots of the low nibbles with the first quad and of the high ones with the second.
     fn dot_nibbles(
         self,
@@ -120,25 +85,28 @@ pub(crate) trait Simd: Copy + Send + Sync {
         codes: [Self::Nibbles; 2],
         quads: [i32; 2],
     ) -> Self::NibbleSum;
-    /// `total` plus the sums.
+    /// The total that the sums began at, plus all that was added to them.
     fn flush_nibbles(self, sum: Self::NibbleSum, total: Self::I) -> Self::I;
 
-    /// Adds blocks of nibbles times rows of quads to the rows' accumulators, where an instruction
-    /// set has a better way than one operation after another; says whether it has.
+    /// [`blocks::dot_nibbles`], for at most [`Self::ROWS`] rows.
     #[inline(always)]
-    fn dot_blocks<const R: usize>(
+    fn dot_nibbles_of<const R: usize>(
         self,
-        _: &NibbleBlocks<'_, Self>,
-        _: &mut [[f32; LANES]; R],
-    ) -> bool {
-        false
+        job: &CodeBlocks<'_, Self>,
+        acc: &mut [[f32; LANES]; R],
+    ) {
+        blocks::dot_nibbles(self, job, acc);
+    }
+
+    /// [`blocks::dot_bytes`], for at most [`Self::ROWS`] rows.
+    #[inline(always)]
+    fn dot_bytes_of<const R: usize>(self, job: &CodeBlocks<'_, Self>, acc: &mut [[f32; LANES]; R]) {
+        blocks::dot_bytes(self, job, acc);
     }
 
     fn open_bytes(self, line: &Line) -> Self::Bytes;
-    fn zero_bytes(self) -> Self::ByteSum;
-    fn dot_bytes(self, sum: Self::ByteSum, codes: Self::Bytes, quad: i32) -> Self::ByteSum;
-    /// `total` plus the sums.
-    fn flush_bytes(self, sum: Self::ByteSum, total: Self::I) -> Self::I;
+    /// Adds the dots of bytes less [`Self::BYTE_OFFSET`] with a quad.
+    fn dot_bytes(self, sum: Self::I, codes: Self::Bytes, quad: i32) -> Self::I;
 
     /// Asks for a cache line that will be read soon; has no result.
     fn prefetch<T>(self, x: &T);

@@ -10,7 +10,7 @@
 
 use super::dense::DenseTiles;
 use super::packed::Packed;
-use super::pages::Pages;
+use super::pages::{Arena, Pages};
 use super::repack::Parts;
 use super::simd::LANES;
 use crate::program::{Op, Program, WeightId};
@@ -112,9 +112,9 @@ fn load_on(
     program: &Program,
     source: &dyn WeightSource,
 ) -> Result<Vec<Stored>, Error> {
-    let uses = uses(program);
+    let (uses, arena) = (uses(program), Arena::default());
     let one = |(i, uses): (usize, &Uses)| {
-        let loader = Loader { program, source, id: WeightId(i as u32) };
+        let loader = Loader { program, source, arena: &arena, id: WeightId(i as u32) };
         let stored = pool.install(|| loader.store(*uses));
         source.release(loader.id);
         stored
@@ -150,19 +150,23 @@ fn uses(program: &Program) -> Vec<Uses> {
 struct Loader<'a> {
     program: &'a Program,
     source: &'a dyn WeightSource,
+    arena: &'a Arena,
     id: WeightId,
 }
 
 impl<'a> Loader<'a> {
     fn store(&self, uses: Uses) -> Result<Stored, Error> {
-        let decl = &self.program.weights[self.id.index()];
+        let (decl, arena) = (&self.program.weights[self.id.index()], self.arena);
         Ok(match decl.format {
-            Format::Grouped { .. } => Stored::Packed(Packed::load(decl, |r| self.grouped(r))?),
+            Format::Grouped { .. } => {
+                Stored::Packed(Packed::load(decl, arena, |rows| self.grouped(rows))?)
+            }
             Format::Dense(_) if uses.vector => {
                 Stored::Vector(self.dense(0..decl.shape[0])?.to_f32())
             }
             Format::Dense(float) if uses.linear => {
-                Stored::Tiles(DenseTiles::load(decl.shape, float, |rows| self.dense(rows))?)
+                let format = (decl.shape, float);
+                Stored::Tiles(DenseTiles::load(format, arena, |rows| self.dense(rows))?)
             }
             Format::Dense(float) => Stored::Rows(self.rows(decl.shape, float)?),
         })
@@ -171,7 +175,7 @@ impl<'a> Loader<'a> {
     /// The rows of a table.
     fn rows(&self, [n, k]: [usize; 2], float: FloatType) -> Result<Rows, Error> {
         let stride = k * float.bytes();
-        let mut bytes = Pages::zeroed(n * stride)?;
+        let mut bytes = self.arena.zeroed(n * stride)?;
         let parts = Parts::new(n, stride);
         let all = bytes.par_chunks_mut(parts.tiles * LANES * stride).enumerate();
         all.try_for_each(|(part, bytes)| {

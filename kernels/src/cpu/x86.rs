@@ -9,6 +9,7 @@ mod amx;
 mod avx2;
 mod avx2_blocks;
 mod avx512;
+mod avx512_blocks;
 
 pub(crate) use amx::Amx;
 

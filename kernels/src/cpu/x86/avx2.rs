@@ -5,7 +5,8 @@
 //! of byte codes would overflow, so 128 is taken from each: the magnitude of what is left times the
 //! activation with its sign adds at most 2 * 128 * 127 = 32512, and is widened at once.
 
-use super::super::simd::{LANES, Line, NibbleBlocks, Simd};
+use super::super::blocks::CodeBlocks;
+use super::super::simd::{LANES, Line, Simd};
 use super::{Avx2, avx2_blocks};
 use std::arch::x86_64::*;
 
@@ -25,14 +26,14 @@ fn dot(_: Avx2, sum: I, codes: I, quad: i32) -> I {
 }
 
 impl Simd for Avx2 {
-    const TILES: usize = 1;
+    const SUMS: usize = 4;
+    const ROWS: usize = 4;
     const BYTE_OFFSET: i32 = 128;
     type F = F;
     type I = I;
     type Nibbles = I;
     type NibbleSum = I;
     type Bytes = [I; 2];
-    type ByteSum = I;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -227,7 +228,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn zero_nibbles(self) -> I {
+    fn start_nibbles(self, _: I) -> I {
         self.splat_i(0)
     }
     #[inline(always)]
@@ -246,13 +247,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn dot_blocks<const R: usize>(
+    fn dot_nibbles_of<const R: usize>(
         self,
-        blocks: &NibbleBlocks<'_, Self>,
+        job: &CodeBlocks<'_, Self>,
         acc: &mut [[f32; LANES]; R],
-    ) -> bool {
-        avx2_blocks::dot_blocks(self, blocks, acc);
-        true
+    ) {
+        avx2_blocks::dot_blocks(self, job, acc);
     }
 
     #[inline(always)]
@@ -267,10 +267,6 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn zero_bytes(self) -> I {
-        self.splat_i(0)
-    }
-    #[inline(always)]
     fn dot_bytes(self, sum: I, [signed, magnitude]: [I; 2], quad: i32) -> I {
         // SAFETY: `self` proves the features.
         unsafe {
@@ -280,9 +276,5 @@ impl Simd for Avx2 {
             let (low, high) = (_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
             (_mm256_add_epi32(sum.0, low), _mm256_add_epi32(sum.1, high))
         }
-    }
-    #[inline(always)]
-    fn flush_bytes(self, sum: I, total: I) -> I {
-        self.add_i(total, sum)
     }
 }

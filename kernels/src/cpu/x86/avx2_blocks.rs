@@ -16,8 +16,9 @@
 //!
 //! [`Simd`]: super::super::simd::Simd
 
+use super::super::blocks::CodeBlocks;
 use super::super::quantize::BlockScale;
-use super::super::simd::{LANES, Line, NibbleBlocks, Simd};
+use super::super::simd::{LANES, Line, Simd};
 use super::Avx2;
 use std::arch::asm;
 use std::mem::offset_of;
@@ -220,13 +221,14 @@ macro_rules! blocks {
 #[inline(always)]
 pub(super) fn dot_blocks<const R: usize>(
     isa: Avx2,
-    job: &NibbleBlocks<'_, Avx2>,
+    job: &CodeBlocks<'_, Avx2>,
     acc: &mut [[f32; LANES]; R],
 ) {
     if job.lines.is_empty() {
         return;
     }
-    job.check(R);
+    job.check(R, 2);
+    assert!(job.block_lines <= 8, "more than two flushes");
     let mut frame = Frame {
         mask: [15; 32],
         ones: [1; 16],

@@ -1,22 +1,22 @@
 //! [`Simd`] with AVX-512 and VNNI: sixteen lanes are one 512-bit vector, and `vpdpbusd` is the
 //! dot of codes and a quad, exact in i32.
 
+use super::super::blocks::CodeBlocks;
 use super::super::simd::{LANES, Line, Simd};
-use super::Avx512;
+use super::{Avx512, avx512_blocks};
 use std::arch::x86_64::*;
 
 type F = __m512;
 type I = __m512i;
 
 impl Simd for Avx512 {
-    const TILES: usize = 2;
+    const SUMS: usize = 16;
+    const ROWS: usize = 8;
     type F = F;
     type I = I;
     type Nibbles = I;
-    /// Of low and high nibbles apart: `vpdpbusd` takes four or five cycles, so it wants many chains.
-    type NibbleSum = [I; 2];
+    type NibbleSum = I;
     type Bytes = I;
-    type ByteSum = I;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -175,17 +175,30 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn zero_nibbles(self) -> [I; 2] {
-        [self.splat_i(0); 2]
+    fn start_nibbles(self, total: I) -> I {
+        total
     }
     #[inline(always)]
-    fn dot_nibbles(self, sum: [I; 2], codes: [I; 2], quads: [i32; 2]) -> [I; 2] {
-        let dot = |i: usize| self.dot_bytes(sum[i], codes[i], quads[i]);
-        [dot(0), dot(1)]
+    fn dot_nibbles(self, sum: I, codes: [I; 2], quads: [i32; 2]) -> I {
+        self.dot_bytes(self.dot_bytes(sum, codes[0], quads[0]), codes[1], quads[1])
     }
     #[inline(always)]
-    fn flush_nibbles(self, sum: [I; 2], total: I) -> I {
-        self.add_i(self.add_i(sum[0], sum[1]), total)
+    fn flush_nibbles(self, sum: I, _: I) -> I {
+        sum
+    }
+
+    #[inline(always)]
+    fn dot_nibbles_of<const R: usize>(
+        self,
+        job: &CodeBlocks<'_, Self>,
+        acc: &mut [[f32; LANES]; R],
+    ) {
+        avx512_blocks::dot_blocks::<R, 2>(job, acc);
+    }
+
+    #[inline(always)]
+    fn dot_bytes_of<const R: usize>(self, job: &CodeBlocks<'_, Self>, acc: &mut [[f32; LANES]; R]) {
+        avx512_blocks::dot_blocks::<R, 1>(job, acc);
     }
 
     #[inline(always)]
@@ -194,16 +207,8 @@ impl Simd for Avx512 {
         unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
     }
     #[inline(always)]
-    fn zero_bytes(self) -> I {
-        self.splat_i(0)
-    }
-    #[inline(always)]
     fn dot_bytes(self, sum: I, codes: I, quad: i32) -> I {
         // SAFETY: `self` proves the features.
         unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(quad)) }
-    }
-    #[inline(always)]
-    fn flush_bytes(self, sum: I, total: I) -> I {
-        self.add_i(sum, total)
     }
 }
