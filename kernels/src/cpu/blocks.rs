@@ -21,8 +21,8 @@ use super::simd::{LANES, Line, Simd};
 /// Lines of nibbles between flushes: their eight quads are as many as running sums bear.
 const LINES: usize = 4;
 
-/// Consecutive blocks of one tile and one weight group, and some rows of activations: row r lies
-/// r strides behind the first.
+/// Consecutive blocks of one tile and one weight group, and some rows of activations, of which all
+/// rows of a block lie before the next block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CodeBlocks<'a, S: Simd> {
     /// `[blocks, block_lines]`
@@ -30,12 +30,12 @@ pub(crate) struct CodeBlocks<'a, S: Simd> {
     pub(crate) block_lines: usize,
     /// Blocks.
     pub(crate) count: usize,
-    /// From the first row's first block on.
+    /// `[blocks, height, quads of a block]`
     pub(crate) quads: &'a [i32],
-    pub(crate) quad_stride: usize,
-    /// One a block, from the first row's first block on.
+    /// `[blocks, height]`
     pub(crate) scales: &'a [BlockScale],
-    pub(crate) scale_stride: usize,
+    /// Rows that there is room for in a block.
+    pub(crate) height: usize,
     /// The group's scales.
     pub(crate) scale: S::F,
     /// The group's zero points, less what is taken from its codes, times -1.
@@ -48,10 +48,10 @@ impl<S: Simd> CodeBlocks<'_, S> {
     /// Checks that everything is there for `rows` rows of codes that take `quads` quads a line.
     #[inline(always)]
     pub(crate) fn check(&self, rows: usize, quads: usize) {
-        let (lines, blocks) = (self.lines.len(), self.count);
-        assert!(blocks * self.block_lines == lines, "broken blocks");
-        assert!((rows - 1) * self.quad_stride + quads * lines <= self.quads.len(), "few quads");
-        assert!((rows - 1) * self.scale_stride + blocks <= self.scales.len(), "few scales");
+        let lines = self.lines.len();
+        assert!(self.count * self.block_lines == lines && rows <= self.height, "broken blocks");
+        assert!(self.height * quads * lines <= self.quads.len(), "too few quads");
+        assert!(self.height * self.count <= self.scales.len(), "too few scales");
     }
 
     /// What the zero points add to the dots of block `b`.
@@ -59,7 +59,7 @@ impl<S: Simd> CodeBlocks<'_, S> {
     fn totals<const R: usize>(&self, s: S, b: usize) -> [S::I; R] {
         let mut totals = [self.zero; R];
         for r in 0..R {
-            let sum = self.scales[r * self.scale_stride + b].sum;
+            let sum = self.scales[b * self.height + r].sum;
             totals[r] = s.mul_i(self.zero, s.splat_i(sum));
         }
         totals
@@ -75,22 +75,21 @@ impl<S: Simd> CodeBlocks<'_, S> {
         acc: &mut [[f32; LANES]; R],
     ) {
         for r in 0..R {
-            let scale = s.splat(self.scales[r * self.scale_stride + b].scale);
+            let scale = s.splat(self.scales[b * self.height + r].scale);
             let dots = s.to_f32(totals[r]);
             s.store(s.fma(s.mul(self.scale, scale), dots, s.load(&acc[r])), &mut acc[r]);
         }
     }
 
-    /// Lines of block `b`, and the quads of each row from there on.
+    /// Lines of block `b`, and the quads of each row.
     #[inline(always)]
     fn block<const R: usize>(&self, b: usize, quads: usize) -> (&[Line], [&[i32]; R]) {
-        let first = b * self.block_lines;
+        let (lines, quads) = (self.block_lines, self.block_lines * quads);
         let mut rows = [&[][..]; R];
         for r in 0..R {
-            rows[r] =
-                &self.quads[r * self.quad_stride + first * quads..][..self.block_lines * quads];
+            rows[r] = &self.quads[(b * self.height + r) * quads..][..quads];
         }
-        (&self.lines[first..][..self.block_lines], rows)
+        (&self.lines[b * lines..][..lines], rows)
     }
 
     #[inline(always)]

@@ -203,8 +203,8 @@ impl Exec<'_> {
                     let quads = self.buffers.quads.read(0..blocks * weight.blocks.block / 4);
                     (quads, self.buffers.scales.read(0..blocks))
                 };
-                let x = Activations { quads, scales };
-                self.machine.multiply(GroupedLinear { weight, bias, x, tiles, out }, layout);
+                let x = Activations { quads, scales, layout };
+                self.machine.multiply(GroupedLinear { weight, bias, x, tiles, out });
             }
             Stored::Tiles(weight) => {
                 // SAFETY: nobody writes `x` in this phase; it is another slot than `out`.

@@ -6,7 +6,7 @@
 //! in    codes, scales, zeros in tiles of sixteen rows ([`super::packed`], which has the picture)
 //!       activations in quads with a scale and a sum for each block ([`super::quantize`])
 //! out   columns of `[rows, n]` f32
-//! split tiles over threads; a tile by panels of 1024 columns, which come from memory ahead of
+//! split tiles over threads; a tile by panels of 8 KiB, which come from memory ahead of
 //!       their use, stay in the first-level cache and are opened once for every four or eight rows
 //! bytes every code and scale once (and once more for every 64 rows), activations from cache
 //! ```
@@ -22,7 +22,7 @@
 use super::blocks::CodeBlocks;
 use super::isa::Kernel;
 use super::packed::{Packed, Tile, TileScales, TileZeros};
-use super::quantize::BlockScale;
+use super::quantize::{BlockScale, QuadLayout};
 use super::share::MatMut;
 use super::simd::{LANES, Line, Simd};
 use super::tile::put;
@@ -32,20 +32,22 @@ use std::ops::Range;
 /// Rows of activations whose blocks stay in the second-level cache while all tiles pass by.
 const ROWS_CACHED: usize = 64;
 
-/// Columns of a panel: its codes, the next panel's and the activations of four rows share a
-/// first-level cache of 32 KiB.
-pub(crate) const PANEL: usize = 1024;
+/// Lines of a panel: its codes, the next panel's and the activations of four rows or eight share
+/// a first-level cache of 32 KiB.
+pub(crate) const PANEL: usize = 128;
 
 /// Tiles that a thread claims at least.
 pub(crate) const TILES_AT_LEAST: usize = 4;
 
-/// Quantized activations `[rows, blocks]`.
+/// Quantized activations.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Activations<'a> {
-    /// `[rows, blocks, block / 4]`
+    /// `[rows / height, blocks, height, block / 4]`
     pub(crate) quads: &'a [i32],
-    /// `[rows, blocks]`
+    /// `[rows / height, blocks, height]`
     pub(crate) scales: &'a [BlockScale],
+    /// The height: as many rows are multiplied together.
+    pub(crate) layout: QuadLayout,
 }
 
 /// Computes output columns `16 * tiles.start .. min(16 * tiles.end, n)`.
@@ -97,16 +99,19 @@ impl<S: Simd> Codes<S> for Eight {
     }
 }
 
-/// Sums of a tile and some rows.
-type Sums = [[f32; LANES]; ROWS_CACHED];
+/// Sums of a tile and some rows, each in a cache line of its own: vectors across two lines are
+/// slow to load after they were stored.
+#[repr(C, align(64))]
+struct Sums([[f32; LANES]; ROWS_CACHED]);
 
 #[inline(always)]
 fn linear<S: Simd, C: Codes<S>>(s: S, job: &mut GroupedLinear<'_>) {
-    let mut y: Sums = [[0.0; LANES]; ROWS_CACHED];
-    for start in (0..job.out.rows()).step_by(ROWS_CACHED) {
-        let rows = start..job.out.rows().min(start + ROWS_CACHED);
+    let mut y = Sums([[0.0; LANES]; ROWS_CACHED]);
+    let cached = ROWS_CACHED - ROWS_CACHED % job.x.layout.height;
+    for start in (0..job.out.rows()).step_by(cached) {
+        let rows = start..job.out.rows().min(start + cached);
         for tile in job.tiles.clone() {
-            let y = &mut y[..rows.len()];
+            let y = &mut y.0[..rows.len()];
             y.fill([0.0; LANES]);
             one_tile::<S, C>(s, job, tile, rows.clone(), y);
             put(&mut job.out, (&job.tiles, job.weight.n), job.bias, (tile, start), y);
@@ -130,9 +135,7 @@ fn one_tile<S: Simd, C: Codes<S>>(
         let part = Part { weight, tile, blocks: start..end };
         let (mut ahead, mut row, mut y) = (part.ahead(), rows.start, &mut *y);
         while row < rows.end {
-            // Equal shares: one row left over would take as long as two.
-            let left = rows.end - row;
-            let count = left.div_ceil(left.div_ceil(S::ROWS));
+            let count = job.x.layout.height.min(rows.end - row);
             let (these, rest) = y.split_at_mut(count);
             some_rows::<S, C>(s, (&part, ahead), (job.x, row), these);
             (row, y, ahead) = (row + count, rest, &[]);
@@ -197,7 +200,7 @@ fn dot_groups<S: Simd, C: Codes<S>, const R: usize>(
 ) {
     let Some(y) = y.first_chunk_mut::<R>() else { return };
     let (w, blocks, tile) = (part.weight, &part.weight.blocks, part.weight.tile(part.tile));
-    let (quad_stride, scale_stride) = (blocks.width() / 4, blocks.count);
+    let (height, first) = (x.layout.height, row * blocks.count);
     let mut b = part.blocks.start;
     let (mut group, mut left) = blocks.group_of(b);
     while b < part.blocks.end {
@@ -206,10 +209,9 @@ fn dot_groups<S: Simd, C: Codes<S>, const R: usize>(
             lines: &tile.codes[b * w.block_lines()..][..count * w.block_lines()],
             block_lines: w.block_lines(),
             count,
-            quads: &x.quads[row * quad_stride + b * (blocks.block / 4)..],
-            quad_stride,
-            scales: &x.scales[row * scale_stride + b..],
-            scale_stride,
+            quads: &x.quads[(first + b * height) * (blocks.block / 4)..],
+            scales: &x.scales[first + b * height..],
+            height,
             scale: scale(s, &tile, group),
             zero: minus_zero::<S, C>(s, &tile, group),
             ahead: take_lines(&mut ahead, count * w.block_lines()),

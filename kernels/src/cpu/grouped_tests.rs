@@ -19,18 +19,23 @@ fn multiply(
 ) -> Vec<f32> {
     let (n, blocks) = (packed.n, &packed.blocks);
     let rows = x_mk.len() / packed.k;
-    let mut quads = vec![0; rows * blocks.width() / 4];
-    let mut scales = vec![BlockScale::ZERO; rows * blocks.count];
-    let (x, items) = (Mat::new(x_mk, packed.k), 0..rows * blocks.count);
-    let to = (MatMut::new(&mut quads, blocks.block / 4), MatMut::new(&mut scales, 1));
-    machine.run(Quantize { x, blocks, items, quads: to.0, scales: to.1 });
-    let x = Activations { quads: &quads, scales: &scales };
+    let layout = machine.quad_layout(rows, blocks);
+    let mut quads = vec![0; layout.rows(rows) * blocks.width() / 4];
+    let mut scales = vec![BlockScale::ZERO; layout.rows(rows) * blocks.count];
+    for row in 0..rows {
+        let place = |width| layout.row(row, blocks.count, width);
+        let to =
+            (MatMut::at(&mut quads, place(blocks.block / 4)), MatMut::at(&mut scales, place(1)));
+        let (x, items) = (Mat::new(x_mk, packed.k), row * blocks.count..(row + 1) * blocks.count);
+        machine.run(Quantize { x, blocks, items, quads: to.0, scales: to.1 });
+    }
+    let x = Activations { quads: &quads, scales: &scales, layout };
     let mut y_mn = vec![f32::NAN; rows * n];
     for part in 0..parts {
         let tiles = packed.tiles() * part / parts..packed.tiles() * (part + 1) / parts;
         let columns = tiles.start * LANES..n.min(tiles.end * LANES);
         let out = MatMut::columns(&mut y_mn, n, columns);
-        machine.run(GroupedLinear { weight: packed, bias, x, tiles, out });
+        machine.multiply(GroupedLinear { weight: packed, bias, x, tiles, out });
     }
     y_mn
 }

@@ -9,6 +9,8 @@ use super::matmul::{self, FEWEST_ROWS};
 use super::quantize::{Blocks, QuadLayout};
 use super::scalar::Scalar;
 use super::simd::Simd;
+#[cfg(any(test, target_arch = "x86_64"))]
+use super::simd::TOGETHER;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use crate::Error;
@@ -96,6 +98,17 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// Tells how many rows of activations are multiplied together.
+struct Together;
+
+impl Kernel for Together {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::ROWS
+    }
+}
+
 /// An instruction set this processor is known to have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Machine {
@@ -130,22 +143,22 @@ impl Machine {
     /// How activations are to lie for a quantized linear over `rows` rows.
     pub(crate) fn quad_layout(self, rows: usize, blocks: &Blocks) -> QuadLayout {
         let matrix_unit = self.isa() == Isa::Amx;
-        if matrix_unit && rows >= FEWEST_ROWS {
-            return matmul::layout(rows, blocks);
+        match matrix_unit && rows >= FEWEST_ROWS {
+            true => matmul::layout(rows, blocks),
+            false => QuadLayout::together(rows, self.run(Together)),
         }
-        QuadLayout::ROWS
     }
 
     /// Runs a quantized linear whose activations lie as [`quad_layout`](Self::quad_layout) says.
-    pub(crate) fn multiply(self, linear: GroupedLinear<'_>, layout: QuadLayout) {
+    pub(crate) fn multiply(self, linear: GroupedLinear<'_>) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Amx(unit) if layout != QuadLayout::ROWS => {
-                unit.avx512().run(MatrixLinear { linear, layout, unit });
+            Self::Amx(unit) if linear.x.layout.height > TOGETHER => {
+                unit.avx512().run(MatrixLinear { linear, unit });
             }
             #[cfg(test)]
-            Self::EmulatedAmx(unit) if layout != QuadLayout::ROWS => {
-                MatrixLinear { linear, layout, unit }.run(Scalar);
+            Self::EmulatedAmx(unit) if linear.x.layout.height > TOGETHER => {
+                MatrixLinear { linear, unit }.run(Scalar);
             }
             _ => self.run(linear),
         }

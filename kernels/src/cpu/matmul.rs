@@ -30,7 +30,7 @@ use super::grouped::{GroupedLinear, scale};
 use super::isa::Kernel;
 use super::packed::{Tile, TileZeros};
 use super::quantize::{BlockScale, Blocks, MAX_BLOCK, QuadLayout};
-use super::simd::{LANES, Line, Simd};
+use super::simd::{LANES, Line, Simd, TOGETHER};
 use super::tile::put;
 use quant::Bits;
 
@@ -115,16 +115,16 @@ pub(crate) fn layout(rows: usize, blocks: &Blocks) -> QuadLayout {
 
 /// Rows that memory must have room for so that up to `rows` rows fit in any layout.
 pub(crate) fn padded_rows(rows: usize, blocks: &Blocks) -> usize {
-    if rows < FEWEST_ROWS { rows } else { layout(rows, blocks).rows(rows) }
+    let together = rows.next_multiple_of(TOGETHER);
+    if rows < FEWEST_ROWS { together } else { together.max(layout(rows, blocks).rows(rows)) }
 }
 
 /// A linear over many rows.
 #[derive(Debug)]
 pub(crate) struct MatrixLinear<'a, U> {
-    /// Its activations lie in `layout`, up to the end of the last row block.
+    /// Its activations lie in row blocks of a height that is a multiple of [`PRODUCT_ROWS`], at most
+    /// 128, and up to the end of the last one.
     pub(crate) linear: GroupedLinear<'a>,
-    /// Of a height that is a multiple of [`PRODUCT_ROWS`], at most 128.
-    pub(crate) layout: QuadLayout,
     pub(crate) unit: U,
 }
 
@@ -141,14 +141,15 @@ impl<U: MatrixUnit> Kernel for MatrixLinear<'_, U> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        assert!(self.layout.height.is_multiple_of(PRODUCT_ROWS) && self.layout.height <= MAX_ROWS);
+        let height = self.linear.x.layout.height;
+        assert!(height.is_multiple_of(PRODUCT_ROWS) && height <= MAX_ROWS);
         let mut scratch = Scratch {
             sums: [[[0.0; LANES]; MAX_ROWS]; 2],
             dots: [Dots([[[0; LANES]; PRODUCT_ROWS]; 2]); 2],
             panel: [[Line([0; 64]); BLOCK_QUADS]; 2],
         };
         let registers = self.unit.configure(Steps::of(self.linear.weight.blocks.block));
-        for start in (0..self.linear.out.rows()).step_by(self.layout.height) {
+        for start in (0..self.linear.out.rows()).step_by(height) {
             for tile in self.linear.tiles.clone().step_by(2) {
                 let job = Job::new(&self, &registers, start, tile);
                 match self.linear.weight.bits {
@@ -248,7 +249,7 @@ impl<'a, R: MatrixRegisters> Job<'a, R> {
     #[inline(always)]
     fn new<U>(all: &MatrixLinear<'a, U>, registers: &'a R, start: usize, tile: usize) -> Self {
         let GroupedLinear { weight, x, tiles, out, .. } = &all.linear;
-        let (height, first) = (all.layout.height, start * weight.blocks.count);
+        let (height, first) = (x.layout.height, start * weight.blocks.count);
         let items = height * weight.blocks.count;
         let block_quads = weight.blocks.block / 4;
         Self {

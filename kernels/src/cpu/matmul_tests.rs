@@ -44,7 +44,7 @@ impl Case<'_> {
             let items = row * blocks.count..(row + 1) * blocks.count;
             machine.run(Quantize { x, blocks, items, quads: to.0, scales: to.1 });
         }
-        let x = Activations { quads: quads.all_mut(), scales: scales.all_mut() };
+        let x = Activations { quads: quads.all_mut(), scales: scales.all_mut(), layout };
         let mut y_mn = vec![f32::NAN; rows * n];
         for part in 0..parts {
             let tiles =
@@ -58,14 +58,14 @@ impl Case<'_> {
     /// By the generic kernel.
     fn expected(&self) -> Vec<f32> {
         let machine = Machine::Scalar;
-        self.run(machine, QuadLayout::ROWS, 1, |linear| machine.run(linear))
+        self.run(machine, QuadLayout { height: 1 }, 1, |linear| machine.run(linear))
     }
 
     /// With emulated registers, scaled by the vector instructions of `machine`.
     fn emulated(&self, machine: Machine, height: usize, parts: usize) -> Vec<f32> {
         let (layout, unit) = (QuadLayout { height }, EmulatedUnit);
         self.run(machine, layout, parts, |linear| {
-            machine.run(MatrixLinear { linear, layout, unit });
+            machine.run(MatrixLinear { linear, unit });
         })
     }
 }
@@ -96,7 +96,7 @@ proptest! {
         }
         let layout = layout(rows, &packed.blocks);
         for machine in matrix_machines() {
-            let found = case.run(machine, layout, parts, |linear| machine.multiply(linear, layout));
+            let found = case.run(machine, layout, parts, |linear| machine.multiply(linear));
             prop_assert_eq!(&found, &expected);
         }
     }
@@ -159,8 +159,12 @@ fn row_blocks_fit_the_caches_and_the_memory() {
     let blocks = Blocks::new(8192, 128, None);
     for most in 1..300 {
         let room = padded_rows(most, &blocks);
-        let fits =
-            |rows| room >= rows && (rows < FEWEST_ROWS || room >= layout(rows, &blocks).rows(rows));
+        let fits = |rows| {
+            let mut layouts: Vec<_> =
+                [4, TOGETHER].map(|most| QuadLayout::together(rows, most)).to_vec();
+            layouts.extend((rows >= FEWEST_ROWS).then(|| layout(rows, &blocks)));
+            layouts.iter().all(|layout| room >= layout.rows(rows))
+        };
         assert!((1..=most).all(fits), "{most}");
     }
 }
@@ -169,8 +173,8 @@ fn row_blocks_fit_the_caches_and_the_memory() {
 fn few_rows_do_without_the_matrix_unit() {
     let blocks = Blocks::new(256, 128, None);
     for machine in matrix_machines() {
-        assert_eq!(machine.quad_layout(FEWEST_ROWS - 1, &blocks), QuadLayout::ROWS);
+        assert!(machine.quad_layout(FEWEST_ROWS - 1, &blocks).height <= TOGETHER);
         assert_eq!(machine.quad_layout(FEWEST_ROWS, &blocks), QuadLayout { height: 32 });
     }
-    assert_eq!(Machine::Scalar.quad_layout(100, &blocks), QuadLayout::ROWS);
+    assert_eq!(Machine::Scalar.quad_layout(100, &blocks), QuadLayout { height: 4 });
 }

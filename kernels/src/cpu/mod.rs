@@ -28,7 +28,7 @@ mod matmul;
 mod norm;
 mod packed;
 #[allow(unsafe_code)]
-mod pages;
+pub(crate) mod pages;
 pub(crate) mod peak;
 mod plan;
 mod quantize;

@@ -119,7 +119,7 @@ impl Packed {
             Ok(())
         })?;
         let (scales, zeros) = (Scales::new(scales), Zeros::new(zeros, groups, n));
-        let panel = (PANEL / blocks.block).max(1);
+        let panel = (PANEL * line_columns(bits) / blocks.block).max(1);
         Ok(Self { n, k, bits, blocks, groups, panel, codes, scales, zeros })
     }
 

@@ -4,7 +4,7 @@
 //! ```text
 //! Peak  sum[m] += dot(code line, quads[m])   for M sums at once, flushed after every eight quads
 //!       one line of codes in registers, quads in the first-level cache, no bytes that count
-//! Read  sum[i] += vectors of stream i        for four streams at once, each byte once
+//! Read  sum[i] += vectors of stream i        for some streams at once, each byte once
 //! out   a number that depends on every sum, so that none can be left out
 //! split none: each thread runs its own
 //! ```
@@ -38,17 +38,18 @@ impl<const M: usize> Kernel for Peak<M> {
     fn run<S: Simd>(self, s: S) -> i32 {
         let line = std::hint::black_box(Line([0x35; 64]));
         let codes = s.open_nibbles(&line);
-        let quads: [[[i32; 2]; M]; LINES_A_FLUSH] =
-            std::array::from_fn(|i| [[0x0102_0304 + i as i32; 2]; M]);
+        // Two quads that a sum takes lie apart: they are broadcast from memory, as linears do.
+        let quads: [[[i32; M]; 2]; LINES_A_FLUSH] =
+            std::array::from_fn(|i| [[0x0102_0304 + i as i32; M]; 2]);
         let mut totals = [s.splat_i(0); M];
         for _ in 0..self.rounds {
             // The compiler must take the quads for new ones, or it would multiply only once; and as
             // many as there may be, or it would unroll the loop and run out of registers.
-            let quads: &[[[i32; 2]; M]] = std::hint::black_box(&quads);
+            let quads: &[[[i32; M]; 2]] = std::hint::black_box(&quads);
             let mut sums = totals.map(|total| s.start_nibbles(total));
-            for quads in quads {
-                for (sum, &quads) in sums.iter_mut().zip(quads) {
-                    *sum = s.dot_nibbles(*sum, codes, quads);
+            for [low, high] in quads {
+                for (sum, (low, high)) in sums.iter_mut().zip(low.iter().zip(high)) {
+                    *sum = s.dot_nibbles(*sum, codes, [*low, *high]);
                 }
             }
             for (total, &sum) in totals.iter_mut().zip(&sums) {
@@ -60,14 +61,11 @@ impl<const M: usize> Kernel for Peak<M> {
     }
 }
 
-/// Streams a thread reads side by side; one alone does not fill the memory's queues.
-const STREAMS: usize = 4;
-
-/// Reads vectors once, as four streams.
+/// Reads vectors once, as `STREAMS` streams side by side.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Read<'a>(pub(crate) &'a [[f32; LANES]]);
+pub(crate) struct Read<'a, const STREAMS: usize>(pub(crate) &'a [[f32; LANES]]);
 
-impl Kernel for Read<'_> {
+impl<const STREAMS: usize> Kernel for Read<'_, STREAMS> {
     type Output = f32;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
@@ -77,7 +75,7 @@ impl Kernel for Read<'_> {
                 *sum = s.add(*sum, s.load(&self.0[stream * each + i]));
             }
         }
-        s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+        s.sum(sums.into_iter().fold(s.splat(0.0), |all, sum| s.add(all, sum)))
     }
 }
 
@@ -106,7 +104,9 @@ mod tests {
     fn every_vector_is_read_once() {
         let vectors: Vec<[f32; LANES]> = (0..40).map(|i| [i as f32; LANES]).collect();
         for machine in super::super::testing::machines() {
-            assert_eq!(machine.run(Read(&vectors)), (40 * 39 / 2 * LANES) as f32);
+            let expected = (40 * 39 / 2 * LANES) as f32;
+            assert_eq!(machine.run(Read::<1>(&vectors)), expected);
+            assert_eq!(machine.run(Read::<4>(&vectors)), expected);
         }
     }
 }

@@ -105,8 +105,11 @@ pub(crate) struct QuadLayout {
 }
 
 impl QuadLayout {
-    /// Row by row.
-    pub(crate) const ROWS: Self = Self { height: 1 };
+    /// For `rows` rows of which up to `most` are multiplied together, in equal shares: one row left
+    /// over would take as long as two.
+    pub(crate) fn together(rows: usize, most: usize) -> Self {
+        Self { height: rows.div_ceil(rows.div_ceil(most).max(1)).max(1) }
+    }
 
     /// Rows that `rows` take up in memory: the last few count as `height`.
     pub(crate) fn rows(self, rows: usize) -> usize {

@@ -11,6 +11,9 @@ use super::blocks::{self, CodeBlocks};
 /// f32 or i32 values of a vector, and weight rows of a tile.
 pub(crate) const LANES: usize = 16;
 
+/// Most rows of activations that any instruction set takes together.
+pub(crate) const TOGETHER: usize = 8;
+
 /// 64 bytes of codes, aligned to a cache line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
@@ -24,7 +27,7 @@ pub(crate) struct Line(pub(crate) [u8; 64]);
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Vectors of f32 sums that fit the registers beside what is multiplied: 4 or 16.
     const SUMS: usize;
-    /// Rows of activations that take blocks of a tile together: 4 or 8.
+    /// Rows of activations that take blocks of a tile together, at most [`TOGETHER`].
     const ROWS: usize;
     /// Taken from a byte code before it is multiplied; 0 if it is multiplied as it is.
     const BYTE_OFFSET: i32 = 0;

@@ -34,10 +34,15 @@ struct Frame {
     totals: [[i32; LANES]; 4],
     block_bytes: usize,
     end: *const Line,
+    /// From the end of the first row's block to the next block.
+    quads_skipped: usize,
+    scales_step: usize,
 }
 
 const _: () = assert!(offset_of!(Frame, totals) == 192 && offset_of!(Frame, zero) == 128);
 const _: () = assert!(offset_of!(Frame, block_bytes) == 448 && offset_of!(Frame, end) == 456);
+const _: () = assert!(offset_of!(Frame, quads_skipped) == 464);
+const _: () = assert!(offset_of!(Frame, scales_step) == 472);
 const _: () = assert!(offset_of!(BlockScale, scale) == 0 && offset_of!(BlockScale, sum) == 4);
 
 macro_rules! zero {
@@ -150,7 +155,7 @@ macro_rules! blocks {
      $($quads:literal $scales:literal $low:literal $low_at:literal $high:literal $high_at:literal),+) => {
         asm!(
             "vmovdqa ymm15, ymmword ptr [{frame}]",
-            "# strides {q1} {q3} {s1} {s3}",
+            "# strides {q1} {q3}",
             "2:",
             "mov {block_end}, {line}",
             "add {block_end}, qword ptr [{frame} + 448]",
@@ -190,18 +195,17 @@ macro_rules! blocks {
             "vmovdqa ymm11, ymmword ptr [{frame} + 160]",
             $(finish_row!($scales, $low $low_at, $high $high_at),)+
             "vmovdqa ymm15, ymmword ptr [{frame}]",
-            "add {scales}, 8",
+            "add {quads}, qword ptr [{frame} + 464]",
+            "add {scales}, qword ptr [{frame} + 472]",
             "cmp {line}, qword ptr [{frame} + 456]",
             "jb 2b",
             line = inout(reg) $job.lines.as_ptr() => _,
             block_end = out(reg) _,
             until = out(reg) _,
             quads = inout(reg) $job.quads.as_ptr() => _,
-            q1 = in(reg) $job.quad_stride * 4,
-            q3 = in(reg) $job.quad_stride * 12,
+            q1 = in(reg) $job.block_lines * 8,
+            q3 = in(reg) $job.block_lines * 24,
             scales = inout(reg) $job.scales.as_ptr() => _,
-            s1 = in(reg) $job.scale_stride * 8,
-            s3 = in(reg) $job.scale_stride * 24,
             ahead = inout(reg) $job.ahead.as_ptr() => _,
             frame = in(reg) $frame,
             acc = in(reg) $acc,
@@ -237,6 +241,8 @@ pub(super) fn dot_blocks<const R: usize>(
         totals: [[0; LANES]; 4],
         block_bytes: job.block_lines * size_of::<Line>(),
         end: job.lines.as_ptr_range().end,
+        quads_skipped: (job.height - 1) * job.block_lines * 8,
+        scales_step: job.height * size_of::<BlockScale>(),
     };
     isa.store(job.scale, &mut frame.scale);
     frame.zero = isa.lanes_i(job.zero);
@@ -252,16 +258,16 @@ pub(super) fn dot_blocks<const R: usize>(
                 "" "" "ymm0" "0" "ymm1" "32"),
             2 => blocks!(job, frame, acc;
                 "" "" "ymm0" "0" "ymm1" "32",
-                " + {q1}" " + {s1}" "ymm2" "64" "ymm3" "96"),
+                " + {q1}" " + 8" "ymm2" "64" "ymm3" "96"),
             3 => blocks!(job, frame, acc;
                 "" "" "ymm0" "0" "ymm1" "32",
-                " + {q1}" " + {s1}" "ymm2" "64" "ymm3" "96",
-                " + 2 * {q1}" " + 2 * {s1}" "ymm4" "128" "ymm5" "160"),
+                " + {q1}" " + 8" "ymm2" "64" "ymm3" "96",
+                " + 2 * {q1}" " + 16" "ymm4" "128" "ymm5" "160"),
             4 => blocks!(job, frame, acc;
                 "" "" "ymm0" "0" "ymm1" "32",
-                " + {q1}" " + {s1}" "ymm2" "64" "ymm3" "96",
-                " + 2 * {q1}" " + 2 * {s1}" "ymm4" "128" "ymm5" "160",
-                " + {q3}" " + {s3}" "ymm6" "192" "ymm7" "224"),
+                " + {q1}" " + 8" "ymm2" "64" "ymm3" "96",
+                " + 2 * {q1}" " + 16" "ymm4" "128" "ymm5" "160",
+                " + {q3}" " + 24" "ymm6" "192" "ymm7" "224"),
             rows => unreachable!("{rows} rows at once"),
         }
     }

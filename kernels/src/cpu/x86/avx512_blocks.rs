@@ -51,6 +51,7 @@ unsafe fn run<const R: usize, const Q: usize>(
     acc: &mut [[f32; LANES]; R],
 ) {
     let (mut quads, mut scales) = (job.quads.as_ptr(), job.scales.as_ptr());
+    let row = job.block_lines * Q;
     let (mut line, mut ahead) = (job.lines.as_ptr(), job.ahead.as_ptr());
     // What is asked for need not exist, but the same line again costs least where there is none.
     let ahead_step = usize::from(!job.ahead.is_empty());
@@ -58,7 +59,7 @@ unsafe fn run<const R: usize, const Q: usize>(
         let mut sums = [[_mm512_setzero_si512(); R]; 2];
         for r in 0..R {
             // SAFETY: each row has a scale for each block.
-            let sum = unsafe { (*scales.add(r * job.scale_stride)).sum };
+            let sum = unsafe { (*scales.add(r)).sum };
             sums[0][r] = _mm512_mullo_epi32(job.zero, _mm512_set1_epi32(sum));
         }
         let end = line.wrapping_add(job.block_lines);
@@ -73,7 +74,7 @@ unsafe fn run<const R: usize, const Q: usize>(
                 for half in 0..2 {
                     let chain = if R < ONE_SUM { half } else { 0 };
                     for r in 0..R {
-                        let quad = _mm512_set1_epi32(*quads.add(r * job.quad_stride + half));
+                        let quad = _mm512_set1_epi32(*quads.add(r * row + half));
                         sums[chain][r] = _mm512_dpbusd_epi32(sums[chain][r], codes[half], quad);
                     }
                 }
@@ -83,7 +84,7 @@ unsafe fn run<const R: usize, const Q: usize>(
         }
         for r in 0..R {
             // SAFETY: as above.
-            let scale = unsafe { (*scales.add(r * job.scale_stride)).scale };
+            let scale = unsafe { (*scales.add(r)).scale };
             let scale = _mm512_mul_ps(job.scale, _mm512_set1_ps(scale));
             let dots = match R < ONE_SUM {
                 true => _mm512_add_epi32(sums[0][r], sums[1][r]),
@@ -96,7 +97,8 @@ unsafe fn run<const R: usize, const Q: usize>(
                 _mm512_storeu_ps(acc[r].as_mut_ptr(), after);
             }
         }
-        scales = scales.wrapping_add(1);
+        quads = quads.wrapping_add((job.height - 1) * row);
+        scales = scales.wrapping_add(job.height);
     }
 }
 
