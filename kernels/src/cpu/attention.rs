@@ -23,6 +23,7 @@
 use super::isa::Kernel;
 use super::kv::KvShape;
 use super::math;
+use super::products::{Dots, Mix, Run};
 use super::share::{Mat, MatMut};
 use super::simd::{LANES, Simd};
 use super::softmax::{CHUNK, Weights};
@@ -32,9 +33,6 @@ use std::ops::Range;
 
 /// Most queries of an item; more are taken in turns, each reading keys and values again.
 const QUERIES: usize = 64;
-/// Positions taken in one go while values are added.
-const AT_ONCE: usize = 4;
-
 /// Computes the outputs of consecutive tokens for query heads of one KV head.
 #[derive(Debug)]
 pub(crate) struct Attend<'a> {
@@ -65,20 +63,6 @@ struct Query {
     column: usize,
     max: f32,
     sum: f32,
-}
-
-/// At most sixteen consecutive positions that lie in one tile of keys.
-#[derive(Debug, Clone, Copy)]
-struct Run<'a> {
-    /// First position, counted from the chunk's start.
-    at: usize,
-    count: usize,
-    /// Tile of keys, `[width]` vectors of sixteen positions.
-    tile: &'a [[u16; LANES]],
-    /// Lane of the first position.
-    lane: usize,
-    /// Rows of values, `[count, vectors]`.
-    rows: &'a [[u16; LANES]],
 }
 
 /// The positions of one chunk that some query sees, and where they lie.
@@ -138,26 +122,6 @@ impl<'a> Chunk<'a> {
     #[inline(always)]
     fn runs(&self) -> &[Run<'a>] {
         &self.runs[..self.len]
-    }
-}
-
-impl Run<'_> {
-    const EMPTY: Self = Self { at: 0, count: 0, tile: &[], lane: 0, rows: &[] };
-
-    /// Those of its positions that lie in a range of the chunk; may be none.
-    #[inline(always)]
-    fn within(self, range: &Range<usize>) -> Self {
-        let (start, end) = (range.start.max(self.at), range.end.min(self.at + self.count));
-        if start == self.at && end == self.at + self.count {
-            return self;
-        }
-        let vectors = self.rows.len() / self.count;
-        let (skipped, count) = (start - self.at, end.saturating_sub(start));
-        let rows = match count {
-            0 => &[],
-            _ => &self.rows[skipped * vectors..][..count * vectors],
-        };
-        Self { at: start, count, lane: self.lane + skipped, rows, ..self }
     }
 }
 
@@ -404,18 +368,15 @@ impl<'a> Attend<'a> {
         for v in 0..V {
             tiles[v] = [runs[v].tile, ahead.get(v).map_or(&[], |run| run.tile)];
         }
-        let dots = dots::<S, H, V>(s, tiles, q);
+        let dots = s.apart(Dots { tiles, q, scale: self.scale });
         for v in 0..V {
             let Run { at, count, lane, .. } = runs[v];
             for h in 0..H {
-                let dots = s.mul(dots[h][v], s.splat(self.scale));
                 let scores = &mut all[h].all[at..at + count];
-                if let Some(scores) = scores.first_chunk_mut() {
-                    s.store(dots, scores);
-                } else {
-                    let mut lanes = [0.0; LANES];
-                    s.store(dots, &mut lanes);
-                    scores.copy_from_slice(&lanes[lane..lane + count]);
+                match scores.first_chunk_mut() {
+                    // Of known length, so that it is no call.
+                    Some(scores) => *scores = dots[h][v],
+                    None => scores.copy_from_slice(&dots[h][v][lane..lane + count]),
                 }
             }
         }
@@ -453,128 +414,24 @@ impl<'a> Attend<'a> {
         queries: &[Query; H],
         all: &[Weights; H],
     ) {
-        let mut sums = [[s.splat(0.0); V]; H];
+        let mut sums = [[[0.0; LANES]; V]; H];
         for h in 0..H {
             for v in 0..V {
                 let out = &self.out(&queries[h])[(vector + v) * LANES..];
-                sums[h][v] = match out.first_chunk() {
-                    Some(out) => s.load(out),
-                    None => s.load_part(out),
-                };
+                let count = out.len().min(LANES);
+                sums[h][v][..count].copy_from_slice(&out[..count]);
             }
         }
-        let vectors = self.shape.vectors();
-        for (i, run) in runs.iter().enumerate() {
-            if let Some(ahead) = ahead.get(i) {
-                for v in 0..V {
-                    prefetch(s, ahead.rows, vector + v);
-                }
-            }
-            mix_run(s, run.within(range), [vectors, vector], all, &mut sums);
-        }
+        let columns = [self.shape.vectors(), vector];
+        s.apart(Mix { runs, ahead, range: range.clone(), columns, all, sums: &mut sums });
         for h in 0..H {
             for v in 0..V {
                 let out = &mut self.out(&queries[h])[(vector + v) * LANES..];
-                match out.first_chunk_mut() {
-                    Some(out) => s.store(sums[h][v], out),
-                    None => s.store_part(sums[h][v], out),
-                }
+                let count = out.len().min(LANES);
+                out[..count].copy_from_slice(&sums[h][v][..count]);
             }
         }
     }
-}
-
-/// Adds the weighted values of a run.
-#[inline(always)]
-fn mix_run<S: Simd, const H: usize, const V: usize>(
-    s: S,
-    run: Run<'_>,
-    [vectors, vector]: [usize; 2],
-    all: &[Weights; H],
-    sums: &mut [[S::F; V]; H],
-) {
-    let mut weights: [&[f32]; H] = [&[]; H];
-    for h in 0..H {
-        weights[h] = &all[h].all[run.at..][..run.count];
-    }
-    let steps = run.count / AT_ONCE;
-    for i in 0..steps {
-        let mut w = [&[0.0; AT_ONCE]; H];
-        for h in 0..H {
-            w[h] = &weights[h].as_chunks().0[i];
-        }
-        let rows = &run.rows[i * AT_ONCE * vectors..][..AT_ONCE * vectors];
-        for j in 0..AT_ONCE {
-            let row = &rows[j * vectors + vector..][..V];
-            for v in 0..V {
-                let value = s.widen_f16(&row[v]);
-                for h in 0..H {
-                    sums[h][v] = s.fma(value, s.splat(w[h][j]), sums[h][v]);
-                }
-            }
-        }
-    }
-    for i in steps * AT_ONCE..run.count {
-        let row = &run.rows[i * vectors + vector..][..V];
-        for v in 0..V {
-            let value = s.widen_f16(&row[v]);
-            for h in 0..H {
-                sums[h][v] = s.fma(value, s.splat(weights[h][i]), sums[h][v]);
-            }
-        }
-    }
-}
-
-/// Asks for the `i`th sixteen vectors, eight cache lines: blocks lie anywhere, so the processor
-/// cannot guess.
-#[inline(always)]
-fn prefetch<S: Simd>(s: S, vectors: &[[u16; LANES]], i: usize) {
-    if let Some(vectors) = vectors.as_chunks::<LANES>().0.get(i) {
-        for i in (0..LANES).step_by(2) {
-            s.prefetch(&vectors[i]);
-        }
-    }
-}
-
-/// Dot products of `V` tiles of sixteen keys with `H` queries; asks for as many tiles beside them.
-#[inline(always)]
-fn dots<S: Simd, const H: usize, const V: usize>(
-    s: S,
-    tiles: [[&[[u16; LANES]]; 2]; V],
-    q: [&[f32]; H],
-) -> [[S::F; V]; H] {
-    let mut sums = [[s.splat(0.0); V]; H];
-    let steps = q[0].len() / LANES;
-    for i in 0..steps {
-        for v in 0..V {
-            prefetch(s, tiles[v][1], i);
-        }
-        let mut x = [&[0.0; LANES]; H];
-        for h in 0..H {
-            x[h] = &q[h].as_chunks().0[i];
-        }
-        let mut keys = [&[[0; LANES]; LANES]; V];
-        for v in 0..V {
-            keys[v] = &tiles[v][0].as_chunks().0[i];
-        }
-        for column in 0..LANES {
-            for v in 0..V {
-                let key = s.widen_f16(&keys[v][column]);
-                for h in 0..H {
-                    sums[h][v] = s.fma(key, s.splat(x[h][column]), sums[h][v]);
-                }
-            }
-        }
-    }
-    for column in steps * LANES..q[0].len() {
-        for v in 0..V {
-            let key = s.widen_f16(&tiles[v][0][column]);
-            for h in 0..H {
-                sums[h][v] = s.fma(key, s.splat(q[h][column]), sums[h][v]);
-            }
-        }
-    }
-    sums
 }
 
 #[inline(always)]

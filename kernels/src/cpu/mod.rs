@@ -31,6 +31,7 @@ mod packed;
 pub(crate) mod pages;
 pub(crate) mod peak;
 mod plan;
+mod products;
 mod quantize;
 mod repack;
 mod rope;

@@ -7,6 +7,7 @@
 //! the x86 implementations ([`super::x86`]).
 
 use super::blocks::{self, CodeBlocks};
+use super::isa::Kernel;
 
 /// f32 or i32 values of a vector, and weight rows of a tile.
 pub(crate) const LANES: usize = 16;
@@ -41,6 +42,13 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type NibbleSum: Copy;
     /// 64 codes of at most 255.
     type Bytes: Copy;
+
+    /// Runs a kernel as a function of its own where that is faster: registers are then allocated for
+    /// it alone, which compilers do better than for all that is inlined into one function.
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; LANES]) -> Self::F;

@@ -59,6 +59,12 @@ impl Avx512 {
         // SAFETY: `self` exists, so the processor has these features.
         unsafe { run_avx512(self, kernel) }
     }
+
+    /// The same as a function that is not inlined.
+    pub(crate) fn run_apart<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` exists, so the processor has these features.
+        unsafe { run_apart_avx512(self, kernel) }
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -68,5 +74,11 @@ fn run_avx2<K: Kernel>(isa: Avx2, kernel: K) -> K::Output {
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn run_avx512<K: Kernel>(isa: Avx512, kernel: K) -> K::Output {
+    kernel.run(isa)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline(never)]
+fn run_apart_avx512<K: Kernel>(isa: Avx512, kernel: K) -> K::Output {
     kernel.run(isa)
 }

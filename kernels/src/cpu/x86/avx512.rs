@@ -2,6 +2,7 @@
 //! dot of codes and a quad, exact in i32.
 
 use super::super::blocks::CodeBlocks;
+use super::super::isa::Kernel;
 use super::super::simd::{LANES, Line, Simd};
 use super::{Avx512, avx512_blocks};
 use std::arch::x86_64::*;
@@ -17,6 +18,11 @@ impl Simd for Avx512 {
     type Nibbles = I;
     type NibbleSum = I;
     type Bytes = I;
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        self.run_apart(kernel)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
