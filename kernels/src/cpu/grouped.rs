@@ -36,8 +36,8 @@ const ROWS_CACHED: usize = 64;
 /// a first-level cache of 32 KiB.
 pub(crate) const PANEL: usize = 128;
 
-/// Tiles that a thread claims at least.
-pub(crate) const TILES_AT_LEAST: usize = 4;
+/// Tiles that a thread claims at least: two, which a matrix unit multiplies together.
+pub(crate) const TILES_AT_LEAST: usize = 2;
 
 /// Quantized activations.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +133,7 @@ fn one_tile<S: Simd, C: Codes<S>>(
     while start < weight.blocks.count {
         let end = weight.blocks.count.min(start + weight.panel);
         let part = Part { weight, tile, blocks: start..end };
-        let (mut ahead, mut row, mut y) = (part.ahead(), rows.start, &mut *y);
+        let (mut ahead, mut row, mut y) = (part.ahead(job.tiles.end), rows.start, &mut *y);
         while row < rows.end {
             let count = job.x.layout.height.min(rows.end - row);
             let (these, rest) = y.split_at_mut(count);
@@ -173,11 +173,13 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// Codes that are needed a panel later: those of the next tile follow in memory.
+    /// Codes that are needed a panel later, if tiles up to `end` are: those of the next tile follow
+    /// in memory.
     #[inline(always)]
-    fn ahead(&self) -> &'a [Line] {
-        let w = self.weight;
-        w.lines_from(self.tile, self.blocks.start + w.panel, self.blocks.len())
+    fn ahead(&self, end: usize) -> &'a [Line] {
+        let (w, block) = (self.weight, self.blocks.start + self.weight.panel);
+        let left = ((end - self.tile) * w.blocks.count).saturating_sub(block);
+        w.lines_from(self.tile, block, self.blocks.len().min(left))
     }
 }
 
@@ -203,8 +205,12 @@ fn dot_groups<S: Simd, C: Codes<S>, const R: usize>(
     let (height, first) = (x.layout.height, row * blocks.count);
     let mut b = part.blocks.start;
     let (mut group, mut left) = blocks.group_of(b);
+    let later = w.panel.div_ceil(blocks.per_group);
     while b < part.blocks.end {
         let count = left.min(part.blocks.end - b);
+        if !ahead.is_empty() {
+            w.ask_group(s, part.tile, group + later);
+        }
         let job = CodeBlocks {
             lines: &tile.codes[b * w.block_lines()..][..count * w.block_lines()],
             block_lines: w.block_lines(),

@@ -14,7 +14,7 @@ use super::grouped::PANEL;
 use super::pages::{Arena, Pages};
 use super::quantize::Blocks;
 use super::repack::{Parts, turn};
-use super::simd::{LANES, Line};
+use super::simd::{LANES, Line, Simd};
 use crate::Error;
 use crate::program::WeightDecl;
 use half::slice::HalfFloatSliceExt;
@@ -169,6 +169,20 @@ impl Packed {
         let start = (tile * self.blocks.count + block) * each;
         let rest = &self.codes[start.min(self.codes.len())..];
         &rest[..rest.len().min(count * each)]
+    }
+
+    /// Asks for the scales and zero points of tile `tile` from group `group` on, or of the tile behind
+    /// it: they pass so much more slowly than codes that processors do not read them ahead.
+    #[inline(always)]
+    pub(crate) fn ask_group<S: Simd>(&self, s: S, tile: usize, group: usize) {
+        let at = tile * self.groups + group;
+        match &self.scales {
+            Scales::F16(all) => all.get(at).into_iter().for_each(|scales| s.prefetch(scales)),
+            Scales::F32(all) => all.get(at).into_iter().for_each(|scales| s.prefetch(scales)),
+        }
+        if let Zeros::Each(all) = &self.zeros {
+            all.get(at).into_iter().for_each(|zeros| s.prefetch(zeros));
+        }
     }
 
     /// Dequantizes row `row` into `out_k`, input column order.
