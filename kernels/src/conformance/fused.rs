@@ -70,7 +70,7 @@ fn gated(bits: Bits, hidden: usize, down: Grouping, between: bool) -> Case {
     let x = b.input(192, 2.0);
     let up = Grouping { asymmetric: true, ..Grouping::plain(bits, 64) };
     let weight = up.weight(&mut b.rng, [2 * hidden, 192]);
-    let gates = linear(&mut b, x, (weight, hidden % 3 == 0));
+    let gates = linear(&mut b, x, (weight, hidden.is_multiple_of(3)));
     let act = b.tokens_slot(hidden);
     b.step(Op::Activate { kind: Activation::Silu, x: gates, out: act });
     let weight = down.weight(&mut b.rng, [24, hidden]);
