@@ -550,8 +550,9 @@ FT_DEVICE void attend_tile(const u32* step, const Attention& a, const Quantized&
 }
 
 // grid (most blocks of a tile, t, KV heads * pieces of the query heads that share one); `quads` may be null
-#define ATTEND(width)                                                                                                  \
-    FT_KERNEL(128) attend_mma_##width(                                                                                 \
+// Where compilers would spill a few registers for a third block on a multiprocessor, `2` says that two will do.
+#define ATTEND(width, ...)                                                                                             \
+    FT_KERNEL(__VA_ARGS__) attend_mma_##width(                                                                         \
         const u32* step, const float* q, const u16* keys, const u16* cached, const u32* positions, const u32* sequences, \
         const u32* begins, const u32* ends, const u32* table_starts, const u32* table, float* out, float* parts,       \
         float2* tops, u32* counters, int heads, int block_len, int q_heads, int q_width, int q_start, int window,      \
@@ -560,9 +561,9 @@ FT_DEVICE void attend_tile(const u32* step, const Attention& a, const Quantized&
                        tops, counters, heads,  block_len, q_heads,   q_width, q_start, window,       splits, scale};   \
         attend_tile<width>(step, a, QUANTIZED);                                                                        \
     }
-ATTEND(16)
-ATTEND(32)
-ATTEND(64)
-ATTEND(80)
-ATTEND(96)
-ATTEND(128)
+ATTEND(16, 128)
+ATTEND(32, 128, 3)
+ATTEND(64, 128)
+ATTEND(80, 128, 2)
+ATTEND(96, 128)
+ATTEND(128, 128)
