@@ -144,6 +144,15 @@ pub struct RunnerMemory {
     pub kv_bytes: usize,
 }
 
+impl RunnerMemory {
+    /// All of it.
+    pub fn total(&self) -> usize {
+        [self.weights_bytes, self.slots_bytes, self.kv_bytes]
+            .into_iter()
+            .fold(0, usize::saturating_add)
+    }
+}
+
 /// The arrays of one step; all packed, one sequence after another.
 #[derive(Debug, Clone, Copy)]
 pub struct StepInput<'a> {

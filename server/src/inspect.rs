@@ -2,10 +2,12 @@
 
 use crate::Io;
 use crate::cli::{DeviceArgs, DeviceName, HeadName, InspectArgs};
-use crate::load;
+use crate::{generate, load};
+use engine::kv::BLOCK_LEN;
 use engine::model::Model;
+use kernels::backend::RunnerMemory;
 use kernels::program::Op;
-use kernels::{Backend, Program};
+use kernels::{Backend, Program, StepLimits, cuda};
 use quant::Format;
 use serde_json::{Value, json};
 
@@ -13,7 +15,7 @@ use serde_json::{Value, json};
 pub(crate) fn run(args: &InspectArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let cpu = device(DeviceName::Cpu, Some(args.head));
     let model = load::open(&args.model, load::head(args.head, DeviceName::Cpu))?;
-    let backends = [cpu, device(DeviceName::Reference, None)];
+    let backends = [cpu, device(DeviceName::Cuda(0), None), device(DeviceName::Reference, None)];
     let backends = backends.iter().map(load::backend).collect::<anyhow::Result<Vec<_>>>()?;
     if args.json {
         writeln!(io.out, "{}", describe(&model, &backends, args.plan))?;
@@ -22,6 +24,7 @@ pub(crate) fn run(args: &InspectArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     print_summary(&model, io)?;
     print_modules(&model, io)?;
     print_kernels(&model, &backends, io)?;
+    print_gpu_memory(&GpuMemory::of(&model), io)?;
     if args.plan {
         write!(io.out, "\nplan\n{}", model.program())?;
     }
@@ -98,8 +101,93 @@ fn print_kernels(
             writeln!(io.out, "  {:<16} {name:<10} {kernel}", format.to_string())?;
         }
     }
-    writeln!(io.out, "  cuda and wgpu: not built yet")?;
+    writeln!(io.out, "  wgpu: not built yet")?;
     Ok(())
+}
+
+/// Sizes of GPUs for which it is told what would fit where none is at hand.
+const ROOMS_GIB: [usize; 3] = [8, 16, 24];
+
+/// What a model takes on a GPU, for one sequence of the whole context.
+struct GpuMemory {
+    limits: StepLimits,
+    /// What it takes, or why it cannot run there.
+    needed: Result<RunnerMemory, String>,
+    /// Names of memories, the bytes that are free there, and how many tokens fit.
+    rooms: Vec<(String, usize, usize)>,
+}
+
+impl GpuMemory {
+    fn of(model: &Model) -> Self {
+        let (spec, program) = (model.spec(), model.program());
+        let limits = generate::config(spec, spec.context_len as usize, 0, 0).step_limits();
+        let needed = cuda::memory(program, &limits).map_err(|error| error.to_string());
+        let fit = |free| cuda::tokens_that_fit(program, &limits, free).unwrap_or(0);
+        let rooms = rooms().into_iter().map(|(name, free)| (name, free, fit(free))).collect();
+        Self { limits, needed, rooms }
+    }
+}
+
+/// The GPUs of this machine and what is free there; some sizes where there is none.
+fn rooms() -> Vec<(String, usize)> {
+    match cuda::devices() {
+        Ok(found) => {
+            let room =
+                |gpu: cuda::DeviceInfo| (format!("cuda:{} {}", gpu.index, gpu.name), gpu.free);
+            found.into_iter().map(room).collect()
+        }
+        Err(_) => ROOMS_GIB.map(|gib| (format!("{gib} GiB"), gib << 30)).into(),
+    }
+}
+
+fn print_gpu_memory(memory: &GpuMemory, io: &mut Io<'_>) -> anyhow::Result<()> {
+    writeln!(io.out, "\nmemory on a GPU")?;
+    let needed = match &memory.needed {
+        Ok(needed) => needed,
+        Err(why) => return Ok(writeln!(io.out, "  {why}")?),
+    };
+    let (tokens, blocks) = (memory.limits.tokens, memory.limits.blocks);
+    let context = blocks * BLOCK_LEN;
+    writeln!(io.out, "  weights            {:>14} bytes", needed.weights_bytes)?;
+    writeln!(
+        io.out,
+        "  between steps      {:>14} bytes (steps of {tokens} tokens)",
+        needed.slots_bytes
+    )?;
+    writeln!(
+        io.out,
+        "  keys and values    {:>14} bytes ({context} tokens, {} a block of {BLOCK_LEN})",
+        needed.kv_bytes,
+        needed.kv_bytes / blocks.max(1)
+    )?;
+    for (name, free, tokens) in &memory.rooms {
+        let free = *free as f64 / f64::from(1 << 30);
+        let fit = match *tokens {
+            0 => "too small for the model".to_owned(),
+            tokens if tokens >= context => "the whole context fits".to_owned(),
+            tokens => format!("{tokens} tokens fit"),
+        };
+        writeln!(io.out, "  {name:<32} {free:>6.1} GiB free: {fit}")?;
+    }
+    Ok(())
+}
+
+fn describe_gpu_memory(memory: &GpuMemory) -> Value {
+    let rooms = memory.rooms.iter();
+    let rooms =
+        rooms.map(|(name, free, tokens)| json!({"name": name, "free": free, "tokens": tokens}));
+    let rooms: Vec<Value> = rooms.collect();
+    match &memory.needed {
+        Err(why) => json!({"unavailable": why}),
+        Ok(needed) => json!({
+            "weight_bytes": needed.weights_bytes,
+            "workspace_bytes": needed.slots_bytes,
+            "kv_bytes": needed.kv_bytes,
+            "kv_tokens": memory.limits.blocks * BLOCK_LEN,
+            "step_tokens": memory.limits.tokens,
+            "rooms": rooms,
+        }),
+    }
 }
 
 fn describe(model: &Model, backends: &[Box<dyn Backend>], plan: bool) -> Value {
@@ -136,6 +224,7 @@ fn describe(model: &Model, backends: &[Box<dyn Backend>], plan: bool) -> Value {
         "kv_bytes_per_token": program.kv_elements_per_token() * 2,
         "tensors": modules,
         "kernels": kernels,
+        "gpu_memory": describe_gpu_memory(&GpuMemory::of(model)),
         "plan": plan.then(|| program.to_string()),
     })
 }

@@ -22,7 +22,6 @@
 #define SPLIT 256
 #define HEADS 8
 #define STEP_TOKENS 0
-#define INFINITE __uint_as_float(0x7f800000u)
 
 // A layer's cache and the step's tables.
 struct Cache {

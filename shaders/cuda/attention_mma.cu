@@ -38,7 +38,8 @@
 // add 2 % of the bytes for 4 rows, 6 % for 16. Prefill: a chunk and warp take 64 * width / 16 tensor
 // instructions for scores (twice, high and low) and half as many for outputs; with 96 loads of matrices
 // and some 300 other instructions for 200 tensor ones at 128 columns, about half of what mma.sync gives.
-// Not here: other widths (attention.cu), writing the cache. Reference: reference::ops::attend.
+// Not here: other widths (attention.cu), the arithmetic of weights (softmax.cuh), writing the cache.
+// Reference: reference::ops::attend.
 
 #define CHUNK 64
 #define CHUNKS 4
@@ -48,8 +49,6 @@
 #define WARPS 4
 #define BATCH 8
 #define STEP_TOKENS 0
-#define LIFT 15.0f
-#define INFINITE __uint_as_float(0x7f800000u)
 // Columns of a row of weights in shared memory.
 #define WEIGHTS (SPLIT + 8)
 
@@ -192,16 +191,6 @@ FT_DEVICE const u16* take(const Attention& a, const Tile& tile, Stream& stream, 
     return stage;
 }
 
-// A lane's two rows of a warp's 16, lane / 4 and 8 more: the positions that they see, and what a score
-// is multiplied by.
-struct Lines {
-    int start[2], end[2];
-    float unit[2];
-};
-
-// 2^`power` for integers up to 0, exactly; 0 for what is too small and for NaN.
-FT_DEVICE float power2(float power) { return power >= -126.0f ? __uint_as_float((u32)((int)power + 127) << 23) : 0.0f; }
-
 // A warp's queries, of which row `first` is its first, as left operands of tensor instructions.
 template <int WIDTH>
 FT_DEVICE void load_queries(const Attention& a, const Tile& tile, int first, u32 (*high)[4], u32 (*low)[4], Lines& lines) {
@@ -260,47 +249,6 @@ FT_DEVICE void score16(const u32 (*high)[4], const u32 (*low)[4], const u16* key
     for (int i = 0; i < 8; i++) scores[i / 4][i % 4] += rest[i / 4][i % 4];
 }
 
-// Sets scores of positions that a row does not see to minus infinity; 16 positions from `start` on.
-FT_DEVICE void hide(const Lines& lines, int start, float (*scores)[4]) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        int line = i % 4 / 2, position = start + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-        if (position < lines.start[line] || position >= lines.end[line]) scores[i / 4][i % 4] = -INFINITE;
-    }
-}
-
-// Takes the scores of 16 positions into a lane's maxima.
-FT_DEVICE void take_most(const float (*scores)[4], float* most) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) most[i % 4 / 2] = fmaxf(most[i % 4 / 2], scores[i / 4][i % 4]);
-}
-
-// Maxima of the whole rows: four lanes have a row.
-FT_DEVICE void agree(float* most) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        for (int mask = 2; mask > 0; mask >>= 1) most[i] = fmaxf(most[i], shuffle_xor(most[i], mask));
-    }
-}
-
-// What a lane's two rows are multiplied by.
-struct Factors {
-    float of[2];
-};
-
-// Raises a split's maxima by a chunk's greatest scores; what was added before is to be multiplied by the
-// result.
-FT_DEVICE Factors raise(const Lines& lines, const float* scores, float* most) {
-    Factors factors;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float before = most[i];
-        most[i] = fmaxf(before, ceilf(scores[i] * lines.unit[i]));
-        factors.of[i] = power2(before - most[i]);
-    }
-    return factors;
-}
-
 // The same by what all warps noted of chunk `c` of a split.
 FT_DEVICE Factors raise_by(const Scratch& s, int c, const Lines& lines, float* most) {
     const float* of = s.most + c * WARPS * 16 + threadIdx.x % 32 / 4;
@@ -308,14 +256,6 @@ FT_DEVICE Factors raise_by(const Scratch& s, int c, const Lines& lines, float* m
 #pragma unroll
     for (int i = 0; i < 2; i++) scores[i] = fmaxf(fmaxf(of[8 * i], of[16 + 8 * i]), fmaxf(of[32 + 8 * i], of[48 + 8 * i]));
     return raise(lines, scores, most);
-}
-
-// What 2^x is lifted by, so that a row's greatest weight is at most 2^LIFT.
-FT_DEVICE float lift(float most) { return LIFT - (most == -INFINITE ? 0.0f : most); }
-
-// Weights of a lane's positions 2 t and 2 t + 1.
-FT_DEVICE u32 weigh(float first, float second, float unit, float lifted) {
-    return pack_f16(exp2_approx(fmaf(first, unit, lifted)), exp2_approx(fmaf(second, unit, lifted)));
 }
 
 // A split's result: a warp's 16 rows, and of the columns the UNITS pieces of 16 from `first` on, every
@@ -454,18 +394,6 @@ FT_DEVICE void attend_by_rows(const Attention& a, const Tile& tile, Stream& stre
             mix16<WIDTH, UNITS, 1>(weights[k], values + 16 * k * (WIDTH + 8), 0, part);
         }
     }
-}
-
-// Adds a partial result to what was added before: what either is to be multiplied by.
-struct Join {
-    float old_factor, new_factor;
-};
-FT_DEVICE Join join(float* most, float* sum, float part_most, float part_sum) {
-    float all = fmaxf(*most, part_most);
-    Join by = {power2(*most - all), power2(part_most - all)};
-    *sum = fmaf(part_sum, by.new_factor, *sum * by.old_factor);
-    *most = all;
-    return by;
 }
 
 // Maxima and sums of a lane's rows over the splits so far.
@@ -622,8 +550,9 @@ FT_DEVICE void attend_tile(const u32* step, const Attention& a, const Quantized&
 }
 
 // grid (most blocks of a tile, t, KV heads * pieces of the query heads that share one); `quads` may be null
-#define ATTEND(width)                                                                                                  \
-    FT_KERNEL(128) attend_mma_##width(                                                                                 \
+// Where compilers would spill a few registers for a third block on a multiprocessor, `2` says that two will do.
+#define ATTEND(width, ...)                                                                                             \
+    FT_KERNEL(__VA_ARGS__) attend_mma_##width(                                                                         \
         const u32* step, const float* q, const u16* keys, const u16* cached, const u32* positions, const u32* sequences, \
         const u32* begins, const u32* ends, const u32* table_starts, const u32* table, float* out, float* parts,       \
         float2* tops, u32* counters, int heads, int block_len, int q_heads, int q_width, int q_start, int window,      \
@@ -632,9 +561,9 @@ FT_DEVICE void attend_tile(const u32* step, const Attention& a, const Quantized&
                        tops, counters, heads,  block_len, q_heads,   q_width, q_start, window,       splits, scale};   \
         attend_tile<width>(step, a, QUANTIZED);                                                                        \
     }
-ATTEND(16)
-ATTEND(32)
-ATTEND(64)
-ATTEND(80)
-ATTEND(96)
-ATTEND(128)
+ATTEND(16, 128)
+ATTEND(32, 128, 3)
+ATTEND(64, 128)
+ATTEND(80, 128, 2)
+ATTEND(96, 128)
+ATTEND(128, 128)

@@ -116,7 +116,7 @@ FT_KERNEL(256) choose_greatest(const u32* step, const float* logits, const u32* 
 }
 
 // grid (v / 4096, r)
-FT_KERNEL(256) choose_drawn(const u32* step, const float* logits, const u32* draws, Best* parts, u32* counters, u32* chosen,
+FT_KERNEL(256, 4) choose_drawn(const u32* step, const float* logits, const u32* draws, Best* parts, u32* counters, u32* chosen,
                             int width) {
     await_launches();
     __shared__ Best all[256];

@@ -218,6 +218,6 @@ FT_DEVICE void gemm(const u32* counts, const Dense& job, float4* all, u32* count
 // `counts` is the step's count of these rows; shared memory: STAGES stages.
 // grid (rows / 64, n / 128, blocks that share a tile: 1, and with `parts` 2, 4 or 8)
 FT_KERNEL(128) gemm_f16(DENSE_PARAMETERS) { gemm<F16, false>(counts, DENSE_JOB, nullptr, nullptr); }
-FT_KERNEL(128) gemm_bf16(DENSE_PARAMETERS) { gemm<Bf16, false>(counts, DENSE_JOB, nullptr, nullptr); }
+FT_KERNEL(128, 1) gemm_bf16(DENSE_PARAMETERS) { gemm<Bf16, false>(counts, DENSE_JOB, nullptr, nullptr); }
 FT_KERNEL(128) gemm_f16_parts(DENSE_PARAMETERS, float4* all, u32* counters) { gemm<F16, true>(counts, DENSE_JOB, all, counters); }
 FT_KERNEL(128) gemm_bf16_parts(DENSE_PARAMETERS, float4* all, u32* counters) { gemm<Bf16, true>(counts, DENSE_JOB, all, counters); }

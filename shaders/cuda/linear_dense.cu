@@ -144,10 +144,10 @@ FT_KERNEL(256) linear_f16_t1_m16(DENSE_PARAMETERS) { linear<F16, 1, 2>(counts, D
 FT_KERNEL(256) linear_f16_t2_m8(DENSE_PARAMETERS) { linear<F16, 2, 1>(counts, DENSE_JOB); }
 FT_KERNEL(256) linear_f16_t2_m16(DENSE_PARAMETERS) { linear<F16, 2, 2>(counts, DENSE_JOB); }
 FT_KERNEL(256) linear_f16_t4_m8(DENSE_PARAMETERS) { linear<F16, 4, 1>(counts, DENSE_JOB); }
-FT_KERNEL(256) linear_f16_t4_m16(DENSE_PARAMETERS) { linear<F16, 4, 2>(counts, DENSE_JOB); }
+FT_KERNEL(256, 1) linear_f16_t4_m16(DENSE_PARAMETERS) { linear<F16, 4, 2>(counts, DENSE_JOB); }
 FT_KERNEL(256) linear_bf16_t1_m8(DENSE_PARAMETERS) { linear<Bf16, 1, 1>(counts, DENSE_JOB); }
 FT_KERNEL(256) linear_bf16_t1_m16(DENSE_PARAMETERS) { linear<Bf16, 1, 2>(counts, DENSE_JOB); }
 FT_KERNEL(256) linear_bf16_t2_m8(DENSE_PARAMETERS) { linear<Bf16, 2, 1>(counts, DENSE_JOB); }
 FT_KERNEL(256) linear_bf16_t2_m16(DENSE_PARAMETERS) { linear<Bf16, 2, 2>(counts, DENSE_JOB); }
 FT_KERNEL(256) linear_bf16_t4_m8(DENSE_PARAMETERS) { linear<Bf16, 4, 1>(counts, DENSE_JOB); }
-FT_KERNEL(256) linear_bf16_t4_m16(DENSE_PARAMETERS) { linear<Bf16, 4, 2>(counts, DENSE_JOB); }
+FT_KERNEL(256, 1) linear_bf16_t4_m16(DENSE_PARAMETERS) { linear<Bf16, 4, 2>(counts, DENSE_JOB); }

@@ -10,13 +10,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A device of each generation, oldest first.
-const ARCHS: [Arch; 8] = [
+/// What kernels are compiled for on a device of each generation, oldest first.
+const ARCHS: [Arch; 7] = [
     Arch::new(75),
     Arch::new(80),
     Arch::new(86),
     Arch::new(89),
-    Arch::new(90),
     Arch::own(90),
     Arch::new(100),
     Arch::new(120),

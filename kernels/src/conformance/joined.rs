@@ -19,8 +19,13 @@ const HEAD: usize = 64;
 enum Before {
     Norm,
     Activate,
-    Attend,
+    /// Heads of so many columns.
+    Attend(usize),
 }
+
+/// All of them; heads that tensor cores take, and others.
+const ALL: [Before; 4] =
+    [Before::Norm, Before::Activate, Before::Attend(HEAD), Before::Attend(3 * HEAD)];
 
 /// Weights of the linear.
 #[derive(Debug, Clone, Copy)]
@@ -36,9 +41,12 @@ fn case(before: Before, weights: Weights, apart: bool) -> Case {
     let mut x = match before {
         Before::Norm => norm(&mut b),
         Before::Activate => activate(&mut b),
-        Before::Attend => attend(&mut b),
+        Before::Attend(head) => attend(&mut b, head),
     };
-    let k = 4 * HEAD;
+    let k = match before {
+        Before::Norm | Before::Activate => 4 * HEAD,
+        Before::Attend(head) => 4 * head,
+    };
     let mut rows = Rows::Tokens;
     if apart {
         let copy = b.slot(Rows::Outputs, k);
@@ -68,10 +76,10 @@ fn activate(b: &mut Builder) -> SlotId {
     out
 }
 
-fn attend(b: &mut Builder) -> SlotId {
-    let slot = b.input(8 * HEAD, 1.0);
-    let heads = |start: usize, count| Heads { slot, start: start * HEAD, count, width: HEAD };
-    let (layer, out) = (b.kv(2, HEAD), b.tokens_slot(4 * HEAD));
+fn attend(b: &mut Builder, width: usize) -> SlotId {
+    let slot = b.input(8 * width, 1.0);
+    let heads = |start: usize, count| Heads { slot, start: start * width, count, width };
+    let (layer, out) = (b.kv(2, width), b.tokens_slot(4 * width));
     b.step(Op::KvWrite { layer, k: heads(4, 2), v: heads(6, 2) });
     b.step(Op::Attend { q: heads(0, 4), layer, mask: Mask::Causal, scale: 0.1, out });
     out
@@ -79,13 +87,12 @@ fn attend(b: &mut Builder) -> SlotId {
 
 /// Those with nothing between.
 pub(super) fn all() -> Vec<Case> {
-    let all = [Before::Norm, Before::Activate, Before::Attend];
     let weights = [Weights::Groups(64), Weights::Floats(FloatType::F16)];
-    weights.into_iter().flat_map(|w| all.map(|before| case(before, w, false))).collect()
+    weights.into_iter().flat_map(|w| ALL.map(|before| case(before, w, false))).collect()
 }
 
 fn check(tested: &Tested) {
-    for before in [Before::Norm, Before::Activate, Before::Attend] {
+    for before in ALL {
         let floats = [FloatType::F16, FloatType::Bf16].map(Weights::Floats);
         for weights in [32, 64, 128].map(Weights::Groups).into_iter().chain(floats) {
             let joined = case(before, weights, false);

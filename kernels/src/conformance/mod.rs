@@ -11,6 +11,7 @@ mod cases;
 mod choice;
 mod contract;
 mod decoder;
+mod faults;
 mod fused;
 mod gpu_tests;
 mod invariance;

@@ -301,6 +301,14 @@ fn bits(arg: Arg) -> u64 {
 }
 
 impl Gpu for Driver {
+    fn name(&self) -> String {
+        self.context.name()
+    }
+
+    fn free(&mut self) -> Option<usize> {
+        self.context.make_current().and_then(|()| self.context.memory()).ok().map(|(free, _)| free)
+    }
+
     fn multiprocessors(&self) -> usize {
         self.multiprocessors
     }

@@ -58,6 +58,16 @@ pub struct Recorded {
 ///
 /// Whatever is asked happens after everything asked before. Memory lives as long as the device.
 pub trait Gpu: Send {
+    /// What errors call it, such as `cuda:0`.
+    fn name(&self) -> String {
+        "cuda".to_owned()
+    }
+
+    /// Bytes of its memory that nobody uses now; none where that is not known.
+    fn free(&mut self) -> Option<usize> {
+        None
+    }
+
     /// How many blocks of threads, each with a multiprocessor to itself, run at once.
     fn multiprocessors(&self) -> usize;
 

@@ -1,7 +1,7 @@
 //! The CUDA backend: a program as launches of kernels that are compiled when they are needed.
 //!
 //! ```text
-//! build   store (weights in the order of tensor lanes) -> plan (launches) -> runner
+//! build   estimate (does it fit?) -> store (weights, as tiles) -> plan (launches) -> runner
 //! step    runner -> one write of the step's arrays -> launches -> one read of the logits
 //! device  gpu (the contract), driver (a real one); tests run the same launches on a processor
 //! kernels places -> nvrtc (the compiler, opened at run time) -> cache -> driver
@@ -21,6 +21,7 @@ mod devices;
 mod driver;
 #[cfg(test)]
 mod emulated;
+mod estimate;
 pub mod gpu;
 mod inputs;
 mod joins;
@@ -31,9 +32,11 @@ mod places;
 mod plan;
 mod runner;
 mod store;
+mod tiles;
 
 pub use arch::Arch;
 pub use devices::{DeviceInfo, devices};
+pub use estimate::{memory, tokens_that_fit};
 pub use nvrtc::Nvrtc;
 pub use places::{Places, VARIABLE};
 

@@ -2,6 +2,7 @@
 //!
 //! Not here: which kernels run ([`super::plan`]), what a device is ([`super::gpu`]).
 
+use super::estimate;
 use super::gpu::{Gpu, Pointer, Recorded};
 use super::inputs::{self, Inputs};
 use super::plan::{
@@ -45,16 +46,15 @@ impl CudaRunner {
         weights: &dyn WeightSource,
         limits: &StepLimits,
     ) -> Result<Self, Error> {
-        let (weights, weights_bytes) = store::load(gpu.as_mut(), program, weights, limits.trace)?;
-        let mut build = Build { gpu: gpu.as_mut(), program, limits, slots_bytes: 0, kv_bytes: 0 };
-        let plan = build.plan(weights)?;
-        let Build { slots_bytes, kv_bytes, .. } = build;
+        estimate::check(gpu.as_mut(), program, limits)?;
+        let stored = store::load(gpu.as_mut(), program, weights, limits.trace)?;
+        let (plan, memory) = take(gpu.as_mut(), program, limits, stored)?;
         Ok(Self {
             gpu,
             program: program.clone(),
             limits: *limits,
             plan,
-            memory: RunnerMemory { weights_bytes, slots_bytes, kv_bytes },
+            memory,
             launches: HashMap::new(),
             words: vec![],
             speeds: vec![],
@@ -198,6 +198,22 @@ impl CudaRunner {
         }
         Ok(())
     }
+}
+
+/// Takes all memory but that of the weights, which were stored in so many bytes.
+///
+/// # Errors
+/// Want of memory, and ops that have no kernel.
+pub(super) fn take(
+    gpu: &mut dyn Gpu,
+    program: &Program,
+    limits: &StepLimits,
+    (weights, weights_bytes): (Vec<Stored>, usize),
+) -> Result<(Plan, RunnerMemory), Error> {
+    let mut build = Build { gpu, program, limits, slots_bytes: 0, kv_bytes: 0 };
+    let plan = build.plan(weights)?;
+    let Build { slots_bytes, kv_bytes, .. } = build;
+    Ok((plan, RunnerMemory { weights_bytes, slots_bytes, kv_bytes }))
 }
 
 /// Takes the memory of a runner.

@@ -1,26 +1,30 @@
 //! Weights on the device: each in the layouts that its uses read.
 //!
 //! ```text
-//! linear, quantized    tiles of sixteen rows, in the order of a tensor instruction's lanes
-//!                      (`shaders/cuda/grouped.cuh` has the picture); where outputs are activated at
-//!                      once, eight rows of gates and the eight that belong to them
+//! linear, quantized    tiles of sixteen rows ([`super::tiles`])
 //! embedding, quantized rows of codes as delivered, with scales, zero points and column order
 //! float matrix         as delivered, for both
 //! norm weights, biases f32 vector
 //! ```
-//! Not here: what is done with them ([`super::plan`]). Input: canonical weights, one at a time.
+//! One weight after another is delivered, and repacked in parts, on all threads. Not here: what is done
+//! with them ([`super::plan`]). Input: canonical weights, or their declarations alone, of which follows
+//! how much memory they will take.
 
 use super::gpu::{Gpu, Pointer};
 use super::joins;
+use super::tiles::{self, Layout, Packed, TileRows, stride};
 use crate::cpu::Blocks;
 use crate::program::{Op, Program, WeightId};
 use crate::{Error, WeightSource, validate};
-use quant::{Bits, Dense, FloatType, Grouped, Weight};
+use quant::{Bits, FloatType, Format, Grouped, Weight};
+use rayon::prelude::*;
+use std::ops::Range;
 
-/// Rows of a tile.
-const TILE: usize = 16;
-/// Lanes of a warp.
-const LANES: usize = 32;
+/// Codes of a part: few enough that all threads' parts are little memory, enough that a source whose
+/// rows lie side by side is read in long pieces.
+const PART: usize = 1 << 20;
+/// Parts that are repacked before the first of them is copied.
+const PARTS: usize = 64;
 
 /// One weight; a part is missing where nothing uses it.
 #[derive(Debug, Default)]
@@ -88,16 +92,28 @@ pub(crate) fn load(
     source: &dyn WeightSource,
     trace: bool,
 ) -> Result<(Vec<Stored>, usize), Error> {
-    let mut upload = Upload { gpu, bytes: 0 };
-    let mut all = Vec::with_capacity(program.weights.len());
-    for (decl, uses) in program.weights.iter().zip(uses(program)) {
-        let (id, rows) = (WeightId(all.len() as u32), 0..decl.shape[0]);
-        let weight = source.load(id, rows.clone())?;
-        validate::weight(program, id, rows, &weight)?;
-        let paired = !trace && uses.linear && joins::is_paired(program, id);
-        all.push(upload.weight(&weight, Uses { paired, ..uses })?);
-        drop(weight);
-        source.release(id);
+    store(Upload { gpu, program, source: Some(source), bytes: 0 }, trace)
+}
+
+/// Takes the memory of every weight and loads none.
+///
+/// # Errors
+/// Want of memory.
+pub(crate) fn reserve(
+    gpu: &mut dyn Gpu,
+    program: &Program,
+    trace: bool,
+) -> Result<(Vec<Stored>, usize), Error> {
+    store(Upload { gpu, program, source: None, bytes: 0 }, trace)
+}
+
+fn store(mut upload: Upload<'_>, trace: bool) -> Result<(Vec<Stored>, usize), Error> {
+    let mut all = vec![];
+    for (i, uses) in uses(upload.program).into_iter().enumerate() {
+        let id = WeightId(i as u32);
+        let paired = !trace && uses.linear && joins::is_paired(upload.program, id);
+        all.push(upload.weight(id, Uses { paired, ..uses })?);
+        upload.source.inspect(|source| source.release(id));
     }
     Ok((all, upload.bytes))
 }
@@ -127,211 +143,190 @@ fn uses(program: &Program) -> Vec<Uses> {
 /// Copies weights to the device and counts their bytes.
 struct Upload<'a> {
     gpu: &'a mut dyn Gpu,
+    program: &'a Program,
+    /// None where memory alone is taken.
+    source: Option<&'a dyn WeightSource>,
     bytes: usize,
 }
 
+/// Rows of a weight, as declared.
+fn rows<'a>(
+    program: &Program,
+    source: &'a dyn WeightSource,
+    id: WeightId,
+    rows: Range<usize>,
+) -> Result<Weight<'a>, Error> {
+    let weight = source.load(id, rows.clone())?;
+    validate::weight(program, id, rows, &weight)?;
+    Ok(weight)
+}
+
+/// The same of a matrix that is declared as quantized.
+fn grouped(
+    program: &Program,
+    source: &dyn WeightSource,
+    id: WeightId,
+    range: Range<usize>,
+) -> Result<Grouped, Error> {
+    match rows(program, source, id, range)? {
+        Weight::Grouped(grouped) => Ok(grouped),
+        // Validation lets no weight of another kind than declared pass.
+        Weight::Dense(_) => {
+            let decl = &program.weights[id.index()];
+            let (label, expected) = (decl.label.clone(), decl.format.to_string());
+            Err(Error::Weight { label, expected, found: "floats".to_owned() })
+        }
+    }
+}
+
 impl Upload<'_> {
-    fn weight(&mut self, weight: &Weight<'_>, uses: Uses) -> Result<Stored, Error> {
+    fn weight(&mut self, id: WeightId, uses: Uses) -> Result<Stored, Error> {
+        let decl = &self.program.weights[id.index()];
         let mut stored = Stored::default();
         if uses.vector {
-            let vector = quant::reference::row(weight, 0);
-            stored.vector = Some(self.copy(&vector)?);
+            stored.vector = Some(self.vector(id, decl.shape[1])?);
         }
-        match weight {
-            Weight::Dense(dense) if uses.embed || uses.linear => {
-                stored.dense = Some(self.dense(dense)?);
+        match decl.format {
+            Format::Dense(float) if uses.embed || uses.linear => {
+                stored.dense = Some(self.dense(id, decl.shape, float)?);
             }
-            Weight::Dense(_) => {}
-            Weight::Grouped(grouped) => {
-                stored.tiles = uses.linear.then(|| self.tiles(grouped, uses.paired)).transpose()?;
-                stored.table = uses.embed.then(|| self.table(grouped)).transpose()?;
+            Format::Dense(_) => {}
+            Format::Grouped { bits, group, act_order } => {
+                let matrix = Matrix { id, shape: decl.shape, bits, group, act_order };
+                let tiles = uses.linear.then(|| self.tiles(&matrix, uses.paired));
+                stored.tiles = tiles.transpose()?;
+                stored.table = uses.embed.then(|| self.table(&matrix)).transpose()?;
             }
         }
         Ok(stored)
     }
 
-    fn dense(&mut self, dense: &Dense<'_>) -> Result<StoredDense, Error> {
-        Ok(StoredDense { float: dense.float(), values: self.copy(dense.bytes())? })
+    fn vector(&mut self, id: WeightId, len: usize) -> Result<Pointer, Error> {
+        let to = self.take(4 * len)?;
+        if let Some(source) = self.source {
+            let weight = rows(self.program, source, id, 0..1)?;
+            let values = quant::reference::row(&weight, 0);
+            self.gpu.write(to, cast(&values))?;
+        }
+        Ok(to)
     }
 
-    fn table(&mut self, grouped: &Grouped) -> Result<Table, Error> {
-        let shape = grouped.shape();
-        Ok(Table {
-            bits: shape.bits,
-            group: shape.group,
-            codes: self.copy(grouped.codes())?,
-            scales: self.copy(grouped.scales())?,
-            zeros: self.copy(grouped.zeros())?,
-            columns: grouped.perm().map(|perm| self.copy(perm)).transpose()?,
-        })
+    fn dense(
+        &mut self,
+        id: WeightId,
+        [n, k]: [usize; 2],
+        float: FloatType,
+    ) -> Result<StoredDense, Error> {
+        let row = k * float.bytes();
+        let values = self.take(n * row)?;
+        let (program, Some(source)) = (self.program, self.source) else {
+            return Ok(StoredDense { float, values });
+        };
+        let part = |range: Range<usize>| Ok((range.start, rows(program, source, id, range)?));
+        self.in_parts(n, (PART / row).max(1), part, |gpu, (first, part)| match part {
+            Weight::Dense(part) => gpu.write(values.offset(first * row), part.bytes()),
+            // Validation lets no weight of another kind than declared pass.
+            Weight::Grouped(_) => Ok(()),
+        })?;
+        Ok(StoredDense { float, values })
     }
 
-    fn tiles(&mut self, grouped: &Grouped, paired: bool) -> Result<Tiles, Error> {
-        let shape = grouped.shape();
-        let blocks = Blocks::new(shape.k, shape.group, grouped.perm());
+    /// Makes parts of `step` of `count` things on all threads, and copies them by `copy` in order.
+    fn in_parts<T: Send>(
+        &mut self,
+        count: usize,
+        step: usize,
+        make: impl Fn(Range<usize>) -> Result<T, Error> + Sync,
+        copy: impl Fn(&mut dyn Gpu, T) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let parts: Vec<Range<usize>> =
+            (0..count).step_by(step).map(|first| first..count.min(first + step)).collect();
+        for parts in parts.chunks(PARTS) {
+            let made: Vec<T> = parts.par_iter().cloned().map(&make).collect::<Result<_, _>>()?;
+            made.into_iter().try_for_each(|part| copy(self.gpu, part))?;
+        }
+        Ok(())
+    }
+
+    fn table(&mut self, matrix: &Matrix) -> Result<Table, Error> {
+        let Matrix { id, shape: [n, k], bits, group, .. } = *matrix;
+        let groups = k / group;
+        let codes = self.take(n * bits.row_bytes(k))?;
+        let (scales, zeros) = (self.take(4 * n * groups)?, self.take(n * groups)?);
+        let columns = self.perm(matrix)?.map(|perm| self.copy(&perm)).transpose()?;
+        if let Some(source) = self.source {
+            let table = grouped(self.program, source, id, 0..n)?;
+            self.gpu.write(codes, table.codes())?;
+            self.gpu.write(scales, cast(table.scales()))?;
+            self.gpu.write(zeros, table.zeros())?;
+        }
+        Ok(Table { bits, group, codes, scales, zeros, columns })
+    }
+
+    fn tiles(&mut self, matrix: &Matrix, paired: bool) -> Result<Tiles, Error> {
+        let Matrix { id, shape: [n, k], bits, group, .. } = *matrix;
+        let blocks = Blocks::new(k, group, self.perm(matrix)?.as_deref());
+        let columns: Vec<Option<usize>> = blocks.stored_columns(group).collect();
+        let rows = TileRows { n, paired };
+        let layout = Layout { bits, blocks: &blocks, columns: &columns, rows, groups: k / group };
+        let (count, each) = (rows.tiles(), layout.scales());
+        let codes = self.take(count * layout.code_bytes())?;
+        let (scales, zeros) = (self.take(4 * count * each)?, self.take(count * each)?);
+        let source = blocks.source.as_deref().map(|source| self.copy(source)).transpose()?;
+        if let Some(from) = self.source {
+            let program = self.program;
+            let part = |tiles: Range<usize>| {
+                let one = |r: Range<usize>| Ok((r.start, grouped(program, from, id, r)?));
+                let ranges = rows.ranges(&tiles).into_iter();
+                let parts = ranges.map(one).collect::<Result<Vec<_>, Error>>()?;
+                Ok((tiles.start, tiles::pack(&layout, tiles, &parts)))
+            };
+            let step = (PART / (tiles::TILE * k)).max(1);
+            self.in_parts(count, step, part, |gpu, (first, part): (usize, Packed)| {
+                gpu.write(codes.offset(first * layout.code_bytes()), cast(&part.codes))?;
+                gpu.write(scales.offset(4 * first * each), cast(&part.scales))?;
+                gpu.write(zeros.offset(first * each), &part.zeros)
+            })?;
+        }
         let stride = stride(&blocks);
-        let rows = Rows { n: shape.n, paired };
-        let codes = pack(grouped, &blocks, stride, rows);
-        let (scales, zeros) = (grouped.scales(), grouped.zeros());
-        Ok(Tiles {
-            bits: shape.bits,
-            stride,
-            codes: self.copy(&codes)?,
-            scales: self.copy(&by_tile(scales, rows, shape.groups()))?,
-            zeros: self.copy(&by_tile(zeros, rows, shape.groups()))?,
-            source: blocks.source.as_deref().map(|source| self.copy(source)).transpose()?,
-            blocks,
-            paired,
-        })
+        Ok(Tiles { bits, blocks, stride, codes, scales, zeros, source, paired })
     }
 
-    fn copy<T: bytemuck::NoUninit>(&mut self, values: &[T]) -> Result<Pointer, Error> {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        let to = self.gpu.alloc(bytes.len())?;
-        self.gpu.write(to, bytes)?;
-        self.bytes += bytes.len();
+    /// The order of a matrix's columns, if they have one; any where nothing is loaded.
+    fn perm(&self, matrix: &Matrix) -> Result<Option<Vec<u32>>, Error> {
+        let Matrix { id, shape: [_, k], act_order, .. } = *matrix;
+        match self.source {
+            _ if !act_order => Ok(None),
+            None => Ok(Some((0..k as u32).collect())),
+            Some(source) => {
+                let row = grouped(self.program, source, id, 0..1)?;
+                Ok(row.perm().map(<[u32]>::to_vec))
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<Pointer, Error> {
+        self.bytes += bytes;
+        self.gpu.alloc(bytes)
+    }
+
+    fn copy(&mut self, values: &[u32]) -> Result<Pointer, Error> {
+        let to = self.take(size_of_val(values))?;
+        self.gpu.write(to, cast(values))?;
         Ok(to)
     }
 }
 
-/// Columns that a block takes in memory.
-fn stride(blocks: &Blocks) -> usize {
-    if blocks.block <= 32 { 32 } else { 64 }
+fn cast<T: bytemuck::NoUninit>(values: &[T]) -> &[u8] {
+    bytemuck::cast_slice(values)
 }
 
-/// The rows of a matrix as tiles have them.
+/// A quantized matrix as it is declared.
 #[derive(Debug, Clone, Copy)]
-struct Rows {
-    n: usize,
-    /// The first half are gates of the second.
-    paired: bool,
-}
-
-impl Rows {
-    fn tiles(self) -> usize {
-        self.n.div_ceil(TILE)
-    }
-
-    /// Row `row` of tile `tile`, if there is one.
-    fn at(self, tile: usize, row: usize) -> Option<usize> {
-        if !self.paired {
-            return Some(tile * TILE + row).filter(|row| *row < self.n);
-        }
-        let (pairs, half) = (TILE / 2, self.n / 2);
-        let pair = Some(tile * pairs + row % pairs).filter(|pair| *pair < half);
-        pair.map(|pair| pair + row / pairs * half)
-    }
-}
-
-/// `[n, groups]` as `[tiles, groups, 16]`, zeros where there is no row.
-fn by_tile<T: Copy + Default>(values: &[T], rows: Rows, groups: usize) -> Vec<T> {
-    let place = |at: usize| (at / TILE / groups, at / TILE % groups, at % TILE);
-    let value = |at: usize| {
-        let (tile, group, row) = place(at);
-        rows.at(tile, row).map_or(T::default(), |row| values[row * groups + group])
-    };
-    (0..rows.tiles() * groups * TILE).map(value).collect()
-}
-
-/// Codes `[tiles, blocks, lanes, words]`.
-fn pack(grouped: &Grouped, blocks: &Blocks, stride: usize, rows: Rows) -> Vec<u32> {
-    let shape = grouped.shape();
-    let columns: Vec<Option<usize>> = blocks.stored_columns(shape.group).collect();
-    let quads = stride / TILE;
-    let words = quads * shape.bits.count() / 4;
-    let mut out = vec![0u32; rows.tiles() * blocks.count * LANES * words];
-    for (at, words) in out.chunks_exact_mut(words).enumerate() {
-        let (lane, block, tile) =
-            (at % LANES, at / LANES % blocks.count, at / LANES / blocks.count);
-        for quad in 0..quads {
-            let first = lane % 4 * (stride / 4) + 4 * quad;
-            let code = |half: usize, i: usize| -> u32 {
-                let column = (first + i < blocks.block)
-                    .then(|| columns[block * blocks.block + first + i])
-                    .flatten();
-                let place = rows.at(tile, half * 8 + lane / 4).zip(column);
-                place.map_or(0, |(row, column)| u32::from(grouped.code(row, column)))
-            };
-            for i in 0..4 {
-                match shape.bits {
-                    Bits::Four => words[quad] |= (code(0, i) | code(1, i) << 4) << (8 * i),
-                    Bits::Eight => {
-                        words[2 * quad] |= code(0, i) << (8 * i);
-                        words[2 * quad + 1] |= code(1, i) << (8 * i);
-                    }
-                }
-            }
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use quant::{GroupedParts, GroupedShape};
-
-    /// Codes that tell row and column: `(row + column) % 16`.
-    fn matrix(bits: Bits, n: usize, k: usize, group: usize) -> Grouped {
-        let code = |row: usize, column: usize| ((row + column) % 16) as u8;
-        let mut codes = vec![];
-        for row in 0..n {
-            match bits {
-                Bits::Four => {
-                    codes.extend((0..k / 2).map(|i| code(row, 2 * i) | code(row, 2 * i + 1) << 4))
-                }
-                Bits::Eight => codes.extend((0..k).map(|column| code(row, column))),
-            }
-        }
-        let shape = GroupedShape { n, k, group, bits };
-        let (scales, zeros) = (vec![1.0; n * k / group], vec![8; n * k / group]);
-        Grouped::new("m", GroupedParts { shape, codes, scales, zeros, perm: None }).unwrap()
-    }
-
-    #[test]
-    fn a_lane_holds_its_columns_of_two_rows() {
-        let four = matrix(Bits::Four, 20, 128, 64);
-        let blocks = Blocks::new(128, 64, None);
-        let words = pack(&four, &blocks, stride(&blocks), Rows { n: 20, paired: false });
-        assert_eq!(words.len(), 2 * 2 * 32 * 4);
-        // Tile 0, block 1, lane 4 * 2 + 3: rows 2 and 10, columns 64 + 48 + 4 * 1 .. of word 1.
-        let word = words[(32 + 11) * 4 + 1];
-        let expected = |row: u32, i: u32| (row + 64 + 48 + 4 + i) % 16;
-        for i in 0..4 {
-            let byte = word >> (8 * i) & 255;
-            assert_eq!((byte & 15, byte >> 4), (expected(2, i), expected(10, i)));
-        }
-        // Tile 1 has four rows; the others are zeros.
-        let beyond = &words[(2 * 32 + 4 * 4) * 4..][..4];
-        assert_eq!(beyond, [0; 4]);
-    }
-
-    #[test]
-    fn bytes_of_two_rows_take_turns() {
-        let eight = matrix(Bits::Eight, 16, 32, 32);
-        let blocks = Blocks::new(32, 32, None);
-        let words = pack(&eight, &blocks, stride(&blocks), Rows { n: 16, paired: false });
-        assert_eq!(words.len(), 32 * 4);
-        // Lane 4 * 1 + 2: columns 16 .. 24 of rows 1 and 9.
-        let lane = &words[6 * 4..][..4];
-        let quad = |row: u32, column: u32| {
-            (0..4).fold(0, |word, i| word | ((row + column + i) % 16) << (8 * i))
-        };
-        assert_eq!(lane, [quad(1, 16), quad(9, 16), quad(1, 20), quad(9, 20)]);
-    }
-
-    #[test]
-    fn gates_meet_what_belongs_to_them() {
-        let rows = Rows { n: 24, paired: true };
-        assert_eq!(rows.tiles(), 2);
-        assert_eq!([0, 7, 8, 15].map(|row| rows.at(0, row)), [0, 7, 12, 19].map(Some));
-        // The second tile has four pairs.
-        assert_eq!([3, 4, 11, 12].map(|row| rows.at(1, row)), [Some(11), None, Some(23), None]);
-        let values: Vec<u8> = (1..=48).collect();
-        let by_tile = by_tile(&values, rows, 2);
-        assert_eq!(by_tile.len(), 2 * 2 * 16);
-        // Tile 1, group 1: rows 8 .. 12, then 20 .. 24.
-        let expected = [18, 20, 22, 24, 0, 0, 0, 0, 42, 44, 46, 48, 0, 0, 0, 0];
-        assert_eq!(by_tile[48..], expected);
-    }
+struct Matrix {
+    id: WeightId,
+    shape: [usize; 2],
+    bits: Bits,
+    group: usize,
+    act_order: bool,
 }

@@ -57,8 +57,8 @@ const VOCAB: usize = 16;
 struct Zeros(Vec<WeightDecl>);
 
 impl WeightSource for Zeros {
-    fn load(&self, id: WeightId, _: Range<usize>) -> Result<Weight<'_>, Error> {
-        let [n, k] = self.0[id.index()].shape;
+    fn load(&self, id: WeightId, rows: Range<usize>) -> Result<Weight<'_>, Error> {
+        let [n, k] = [rows.len(), self.0[id.index()].shape[1]];
         Ok(match self.0[id.index()].format {
             Format::Dense(_) => Weight::Dense(Dense::from_f32([n, k], &vec![0.0; n * k])),
             Format::Grouped { bits, group, .. } => {
@@ -110,7 +110,8 @@ impl Decoder {
         self.step(Op::Norm { x, add: (!first).then_some(add), weight, eps: 1e-5, out });
     }
 
-    fn new(layers: usize, head_norms: bool) -> Program {
+    /// A program of so many layers.
+    fn program(layers: usize, head_norms: bool) -> Program {
         let (empty, none) = (Vec::new, SlotId(0));
         let program = Program {
             weights: vec![],
@@ -184,7 +185,7 @@ fn kernels(program: &Program, tokens: usize, trace: bool) -> Vec<&'static str> {
 /// Those of a layer that is not the first.
 fn of_a_layer(tokens: usize, trace: bool, head_norms: bool) -> Vec<&'static str> {
     let [two, three] =
-        [2, 3].map(|layers| kernels(&Decoder::new(layers, head_norms), tokens, trace));
+        [2, 3].map(|layers| kernels(&Decoder::program(layers, head_norms), tokens, trace));
     // All but the last launch, which gathers.
     let at = two.len() - 1;
     three[at..at + three.len() - two.len()].to_vec()
