@@ -10,7 +10,7 @@
 //! of the same two pipes, so 16 / 19 of the peak can be had; 0.80 were measured for 2 to 8 rows in
 //! the first-level cache (Zen 4, 0.38 of 0.467 TOPS a core). Their latency is 4 cycles: four rows or
 //! less get two sums each. This is a function of its own, not inlined, so that registers are
-//! allocated for it alone: as part of the whole kernel it took four times as long.
+//! allocated for it alone: as part of the whole kernel eight rows took more than twice as long.
 //! Reference: [`super::super::blocks`].
 
 // Loops over rows count indices: they unroll whole, over several arrays at once.
