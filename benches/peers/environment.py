@@ -67,7 +67,9 @@ def make(folder, isa):
     print(f"building llama.cpp in {folder}: some minutes; log in {log}", file=sys.stderr)
     venv = [sys.executable, "-m", "venv", str(folder)]
     run(venv, log, "this Python cannot make an environment (Debian: install python3-venv)")
-    pip = [str(python), "-m", "pip", "install", "--no-binary", "llama-cpp-python", "llama-cpp-python", "gguf"]
+    # Without pip's cache, which would give a build with other settings again.
+    pip = [str(python), "-m", "pip", "install", "--no-cache-dir", "--no-binary", "llama-cpp-python"]
+    pip += ["llama-cpp-python", "gguf"]
     run(pip, log, "pip cannot build llama-cpp-python", env=os.environ | settings)
     version = subprocess.run([compilers[1], "--version"], capture_output=True, text=True)
     first = next(iter(version.stdout.splitlines()), compilers[1])
