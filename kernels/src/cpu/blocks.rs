@@ -92,9 +92,10 @@ impl<S: Simd> CodeBlocks<'_, S> {
         (&self.lines[b * lines..][..lines], rows)
     }
 
+    /// Asks for one line while line `l` of block `b` is multiplied: many at once would hold it up.
     #[inline(always)]
-    fn prefetch(&self, s: S) {
-        for line in self.ahead {
+    fn prefetch(&self, s: S, b: usize, l: usize) {
+        if let Some(line) = self.ahead.get(b * self.block_lines + l) {
             s.prefetch(line);
         }
     }
@@ -108,13 +109,13 @@ pub(crate) fn dot_nibbles<S: Simd, const R: usize>(
     acc: &mut [[f32; LANES]; R],
 ) {
     job.check(R, 2);
-    job.prefetch(s);
     for b in 0..job.count {
         let (lines, quads) = job.block::<R>(b, 2);
         let mut totals = job.totals::<R>(s, b);
         for (i, lines) in lines.chunks(LINES).enumerate() {
             let mut sums = totals.map(|total| s.start_nibbles(total));
             for (l, line) in lines.iter().enumerate() {
+                job.prefetch(s, b, i * LINES + l);
                 let (codes, at) = (s.open_nibbles(line), 2 * (i * LINES + l));
                 for r in 0..R {
                     sums[r] = s.dot_nibbles(sums[r], codes, [quads[r][at], quads[r][at + 1]]);
@@ -136,11 +137,11 @@ pub(crate) fn dot_bytes<S: Simd, const R: usize>(
     acc: &mut [[f32; LANES]; R],
 ) {
     job.check(R, 1);
-    job.prefetch(s);
     for b in 0..job.count {
         let (lines, quads) = job.block::<R>(b, 1);
         let mut totals = job.totals::<R>(s, b);
         for (at, line) in lines.iter().enumerate() {
+            job.prefetch(s, b, at);
             let codes = s.open_bytes(line);
             for r in 0..R {
                 totals[r] = s.dot_bytes(totals[r], codes, quads[r][at]);

@@ -199,12 +199,12 @@ impl Simd for Avx512 {
         job: &CodeBlocks<'_, Self>,
         acc: &mut [[f32; LANES]; R],
     ) {
-        avx512_blocks::dot_blocks::<R, 2>(job, acc);
+        avx512_blocks::dot_blocks::<R, 2>(self, job, acc);
     }
 
     #[inline(always)]
     fn dot_bytes_of<const R: usize>(self, job: &CodeBlocks<'_, Self>, acc: &mut [[f32; LANES]; R]) {
-        avx512_blocks::dot_blocks::<R, 1>(job, acc);
+        avx512_blocks::dot_blocks::<R, 1>(self, job, acc);
     }
 
     #[inline(always)]

@@ -31,14 +31,14 @@ const ONE_SUM: usize = 5;
 /// If a slice is shorter than its lines and rows need.
 #[inline(always)]
 pub(super) fn dot_blocks<const R: usize, const Q: usize>(
+    _: Avx512,
     job: &CodeBlocks<'_, Avx512>,
     acc: &mut [[f32; LANES]; R],
 ) {
     job.check(R, Q);
     assert!(job.block_lines.is_multiple_of(2 / Q), "a sum without its partner");
-    // SAFETY: a job holds vectors of `Avx512`, whose proof exists, so the processor has the
-    // features. `check` has made sure that there are whole blocks of lines, Q quads of each row for
-    // each line and a scale of each row for each block.
+    // SAFETY: the first argument proves the features. `check` has made sure that there are whole
+    // blocks of lines, Q quads of each row for each line and a scale of each row for each block.
     unsafe { run::<R, Q>(job, acc) }
 }
 
