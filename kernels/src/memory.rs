@@ -24,8 +24,9 @@ pub struct Plan {
     pub len: usize,
 }
 
-/// Lays out the slots of a validated program; with `limits.trace` no two slots share memory.
-pub fn plan(program: &Program, limits: &StepLimits) -> Plan {
+/// Lays out the slots of a validated program, of which a row of `width` elements begins `stride(width)`
+/// elements behind the one before it; with `limits.trace` no two slots share memory.
+pub fn plan(program: &Program, limits: &StepLimits, stride: impl Fn(usize) -> usize) -> Plan {
     let lives = lifetimes(program, limits.trace);
     let mut order: Vec<usize> = (0..lives.len()).collect();
     order.sort_by_key(|&slot| lives[slot].start);
@@ -33,7 +34,7 @@ pub fn plan(program: &Program, limits: &StepLimits) -> Plan {
     for (at, &slot) in order.iter().enumerate() {
         let beside = order[..at].iter().filter(|&&other| overlap(&lives[slot], &lives[other]));
         let taken = beside.map(|&other| places[other].clone()).collect();
-        places[slot] = first_fit(slot_len(&program.slots[slot], limits), taken);
+        places[slot] = first_fit(slot_len(&program.slots[slot], limits, &stride), taken);
     }
     Plan {
         offsets: places.iter().map(|place| place.start).collect(),
@@ -42,12 +43,12 @@ pub fn plan(program: &Program, limits: &StepLimits) -> Plan {
 }
 
 /// Elements of a slot at its most rows.
-fn slot_len(slot: &SlotDecl, limits: &StepLimits) -> usize {
+fn slot_len(slot: &SlotDecl, limits: &StepLimits, stride: impl Fn(usize) -> usize) -> usize {
     let rows = match slot.rows {
         Rows::Tokens => limits.tokens,
         Rows::Outputs => limits.outputs,
     };
-    rows * slot.width
+    rows * stride(slot.width)
 }
 
 /// Steps at which each slot holds something; an untouched slot has an empty range.
@@ -93,6 +94,11 @@ mod tests {
 
     const LIMITS: StepLimits =
         StepLimits { tokens: 5, sequences: 2, outputs: 3, blocks: 1, block_len: 16, trace: false };
+
+    /// Rows that are a little apart.
+    fn wide(width: usize) -> usize {
+        width + width % 3
+    }
 
     fn slot(id: u32) -> SlotId {
         SlotId(id)
@@ -155,13 +161,13 @@ mod tests {
 
     fn place(program: &Program, plan: &Plan, slot: usize) -> Range<usize> {
         let start = plan.offsets[slot];
-        start..start + slot_len(&program.slots[slot], &LIMITS)
+        start..start + slot_len(&program.slots[slot], &LIMITS, wide)
     }
 
     proptest! {
         #[test]
         fn slots_live_together_never_overlap(program in any_program(), trace: bool) {
-            let plan = plan(&program, &StepLimits { trace, ..LIMITS });
+            let plan = plan(&program, &StepLimits { trace, ..LIMITS }, wide);
             let n = program.slots.len();
             for a in 0..n {
                 let mine = place(&program, &plan, a);
@@ -180,7 +186,7 @@ mod tests {
         #[test]
         fn sharing_never_costs_memory(program in any_program()) {
             let apart = StepLimits { trace: true, ..LIMITS };
-            let [shared, apart] = [LIMITS, apart].map(|limits| plan(&program, &limits).len);
+            let [shared, apart] = [LIMITS, apart].map(|limits| plan(&program, &limits, wide).len);
             prop_assert!(shared <= apart.next_multiple_of(ALIGN));
         }
     }
@@ -190,7 +196,7 @@ mod tests {
         let slots = vec![(Rows::Tokens, 16); 6];
         let ops = (0..5).map(|i| activate(i, i + 1)).collect();
         let chain = program(slots, ops, 5);
-        let plan = plan(&chain, &LIMITS);
+        let plan = plan(&chain, &LIMITS, |width| width);
         assert_eq!(plan.offsets, [0, 80, 0, 80, 0, 80]);
         assert_eq!(plan.len, 160);
     }
@@ -199,7 +205,7 @@ mod tests {
     fn logits_outlive_the_last_step() {
         let slots = vec![(Rows::Outputs, 8), (Rows::Tokens, 8), (Rows::Tokens, 8)];
         let ops = vec![activate(1, 0), activate(1, 2)];
-        let plan = plan(&program(slots, ops, 0), &LIMITS);
+        let plan = plan(&program(slots, ops, 0), &LIMITS, |width| width);
         assert_eq!(plan.offsets, [0, 32, 80]);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::super::isa::Machine;
 use super::super::kv::{KvCache, KvWrite};
+use super::super::pages::Arena;
 use super::super::testing::machines;
 use super::*;
 use crate::program::KvDecl;
@@ -40,7 +41,7 @@ impl Sequence {
         let blocks = positions.div_ceil(block_len) + 1;
         let table: Vec<_> = Rng::new(7).permutation(blocks).into_iter().map(BlockId).collect();
         let decl = KvDecl { heads: self.heads, head_width: self.width };
-        let mut cache = KvCache::new(&decl, blocks, block_len);
+        let mut cache = KvCache::new(&Arena::default(), &decl, (blocks, block_len)).unwrap();
         cache.poison(&vec![0; blocks]);
         for p in 0..positions {
             let (block, at, shape) = (table[p / block_len].index(), p % block_len, cache.shape);

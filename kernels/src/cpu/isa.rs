@@ -9,8 +9,6 @@ use super::matmul::{self, FEWEST_ROWS};
 use super::quantize::{Blocks, QuadLayout};
 use super::scalar::Scalar;
 use super::simd::Simd;
-#[cfg(any(test, target_arch = "x86_64"))]
-use super::simd::TOGETHER;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use crate::Error;
@@ -153,11 +151,11 @@ impl Machine {
     pub(crate) fn multiply(self, linear: GroupedLinear<'_>) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Amx(unit) if linear.x.layout.height > TOGETHER => {
+            Self::Amx(unit) if linear.out.rows() >= FEWEST_ROWS => {
                 unit.avx512().run(MatrixLinear { linear, unit });
             }
             #[cfg(test)]
-            Self::EmulatedAmx(unit) if linear.x.layout.height > TOGETHER => {
+            Self::EmulatedAmx(unit) if linear.out.rows() >= FEWEST_ROWS => {
                 MatrixLinear { linear, unit }.run(Scalar);
             }
             _ => self.run(linear),

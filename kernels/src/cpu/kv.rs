@@ -9,8 +9,10 @@
 //! ([`super::attention`]).
 
 use super::isa::Kernel;
+use super::pages::Arena;
 use super::share::{Shared, Sink};
 use super::simd::{LANES, Simd};
+use crate::Error;
 use crate::program::KvDecl;
 
 /// NaN as f16.
@@ -55,11 +57,18 @@ pub(crate) struct KvCache {
 
 impl KvCache {
     /// Room for `blocks` blocks of `block_len` positions.
-    pub(crate) fn new(decl: &KvDecl, blocks: usize, block_len: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the system has no such memory left.
+    pub(crate) fn new(
+        arena: &Arena,
+        decl: &KvDecl,
+        (blocks, block_len): (usize, usize),
+    ) -> Result<Self, Error> {
         let shape = KvShape { heads: decl.heads, width: decl.head_width, block_len };
         let keys = shape.key_tile(blocks, 0, 0) * LANES;
         let values = shape.value_row(blocks, 0, 0) * LANES;
-        Self { shape, keys: Shared::new(keys, 0), values: Shared::new(values, 0) }
+        Ok(Self { shape, keys: Shared::new(arena, keys)?, values: Shared::new(arena, values)? })
     }
 
     /// Bytes it holds.

@@ -1,54 +1,48 @@
-//! Linears with 4- and 8-bit weights for many rows, on a matrix unit (Intel AMX).
+//! Linears with 4- and 8-bit weights for several rows, on a matrix unit (Intel AMX).
 //!
 //! The formula and, bit for bit, the results of [`super::grouped`]: integers are exact in any
 //! order, and each block is added by the same f32 fma, blocks in ascending order.
 //!
 //! ```text
-//! row block   up to 128 rows; its int8 activations stay in the second-level cache (<= 1 MiB)
-//!   two tiles of weights           sums [2, 128, 16] f32 start at zero
-//!     block of up to 64 columns    codes opened once to a panel [2, quads, 16 x 4] of int8
-//!       32 rows                    dots [2, 32, 16] i32 = activations x panel, 2 x 2 matrix tiles
-//!       the 32 rows before them    sums += w_scale * a_scale * dots (vector unit, meanwhile)
+//! row block   up to 128 rows; their int8 activations stay in the second-level cache (<= 1 MiB)
+//!   two tiles of weights          sums [2, 128, 16] f32 start at zero
+//!     panel of two blocks         codes opened once to [2, 2, quads, 16 x 4] of int8
+//!       strip of 16 (or 8) rows   dots [2, 2, 16, 16] i32 = activations x panel, four products
+//!       the strip before it       sums += w_scale * a_scale * dots (vector unit, meanwhile)
 //! in    packed weights (a line of codes is two rows of a panel, or one of 8-bit codes)
 //!       activations laid out for it ([`layout`]): all rows of a row block, block by block
-//! out   columns of `[rows, n]` f32; rows are computed 32 at a time, only real ones are stored
+//! out   columns of `[rows, n]` f32; strips are computed whole, only real rows are stored
 //! split tiles over threads; bytes: every code and scale once for every row block
 //! ```
 //! A panel holds signed codes: `code - zero` for 4 bits, so that nothing is left to do;
-//! `code - 128` for 8 bits, which leaves `(128 - zero) * a_sum` to add. Reference: the generic kernel.
-//!
-//! Expected rate (not measured: no such processor at hand). For 32 rows, two tiles and 64 columns,
-//! 131072 operations, the matrix unit works 4 products x 16 cycles = 64 cycles. Loads take 32 for
-//! matrix tiles and 80 to scale, stores 64 and 64, vector arithmetic 96; opening codes takes 40,
-//! shared by 128 rows. All at once that is 128 cycles, 3.1 TOPS a core at 3 GHz; one after another
-//! about 350 cycles, 1.1 TOPS.
+//! `code - 128` for 8 bits, which leaves `(128 - zero) * a_sum` to add. Reference: the generic
+//! kernel. Not here: the instructions ([`super::x86`]).
 
-// Loops over the bytes of a line count indices: they become one vector operation each.
-#![allow(clippy::needless_range_loop)]
-
-use super::grouped::{GroupedLinear, scale};
+use super::grouped::{Activations, GroupedLinear, scale};
 use super::isa::Kernel;
-use super::packed::{Tile, TileZeros};
+use super::packed::{Packed, Tile, TileZeros};
 use super::quantize::{BlockScale, Blocks, MAX_BLOCK, QuadLayout};
+use super::share::MatMut;
 use super::simd::{LANES, Line, Simd, TOGETHER};
 use super::tile::put;
 use quant::Bits;
+use std::cell::Cell;
+use std::ops::Range;
 
-/// Fewest rows worth the matrix unit. A product costs as much for one row as for 32: about 260
-/// cycles with opening and scaling, where dots of 16 rows take 512 in the vector unit.
-pub(crate) const FEWEST_ROWS: usize = 16;
+/// Fewest rows worth the matrix unit.
+pub(crate) const FEWEST_ROWS: usize = 5;
 
-/// Rows of a matrix tile.
-pub(crate) const TILE_ROWS: usize = 16;
+/// Rows of a matrix tile, and of a strip.
+pub(crate) const STRIP_ROWS: usize = 16;
 
-/// Rows that a product covers: two matrix tiles.
-pub(crate) const PRODUCT_ROWS: usize = 2 * TILE_ROWS;
+/// Rows of a strip if there are no more: half of the rows are half of the work.
+const FEW_ROWS: usize = STRIP_ROWS / 2;
 
-/// Most quads of a block.
+/// Blocks of a panel.
+pub(crate) const PANEL_BLOCKS: usize = 2;
+
+/// Most quads of a block, the depth of a matrix tile.
 pub(crate) const BLOCK_QUADS: usize = MAX_BLOCK / 4;
-
-/// Most quads of a step, the depth of a matrix tile.
-pub(crate) const STEP_QUADS: usize = 16;
 
 /// Most rows of a row block: their sums take 16 KiB of the first-level cache.
 const MAX_ROWS: usize = 128;
@@ -56,36 +50,80 @@ const MAX_ROWS: usize = 128;
 /// Bytes of activations that stay in the second-level cache beside the weights passing by.
 const ROW_BLOCK_BYTES: usize = 1 << 20;
 
-/// Opened codes of one block of two tiles: `[tile, quad]` lines, byte `4 r + i` of a line is row
-/// `r` of the tile and column `i` of the quad, signed.
-pub(crate) type Panel = [[Line; BLOCK_QUADS]; 2];
+/// Panels between asking for codes and opening them.
+const PANELS_AHEAD: usize = 4;
 
-/// Products of a block `[tile, row, lane]`.
+/// Groups between asking for scales and using them.
+const LATER: usize = 8;
+
+/// Opened codes of a block and a tile: byte `4 r + i` of a line is row `r` of the tile and column
+/// `i` of the quad, signed.
+pub(crate) type Opened = [Line; BLOCK_QUADS];
+
+/// `[block, tile]`
+pub(crate) type Panel = [[Opened; 2]; PANEL_BLOCKS];
+
+/// Products of a panel and a strip `[block, tile, row, lane]`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Dots(pub(crate) [[[i32; LANES]; PRODUCT_ROWS]; 2]);
+pub(crate) struct Dots(pub(crate) [[[[i32; LANES]; STRIP_ROWS]; 2]; PANEL_BLOCKS]);
 
-/// How a block falls into equal steps, each the depth of one matrix tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Steps {
-    /// One or two.
-    pub(crate) count: usize,
-    /// Quads of a step, 1 to 16.
-    pub(crate) quads: usize,
+/// What the dots of a block are multiplied with, and what is left to add, `[tile, lane]`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Factors {
+    pub(crate) scale: [[f32; LANES]; 2],
+    /// 128 less the zero points, times the sum of the activations.
+    pub(crate) rest: [[i32; LANES]; 2],
 }
 
-impl Steps {
-    /// Of a block of `block` columns: a multiple of 8, at most [`MAX_BLOCK`], hence of an even
-    /// number of quads, which two steps share equally.
-    pub(crate) fn of(block: usize) -> Self {
-        let count = (block / 4).div_ceil(STEP_QUADS);
-        Self { count, quads: block / 4 / count }
-    }
+/// The matrix tiles of a linear: quads of a block and rows of a strip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// 1 to [`BLOCK_QUADS`].
+    pub(crate) quads: usize,
+    /// [`STRIP_ROWS`] or half of it.
+    pub(crate) rows: usize,
+}
 
-    /// Quads of the block.
-    pub(crate) fn block_quads(self) -> usize {
-        self.count * self.quads
-    }
+/// Codes of a block and a tile to open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opening<'a> {
+    pub(crate) bits: Bits,
+    /// Half a line or one for each quad, as the bits want.
+    pub(crate) lines: &'a [Line],
+    /// Zero points, taken from 4-bit codes.
+    pub(crate) zeros: &'a [u8; LANES],
+    /// Lines to ask for meanwhile.
+    pub(crate) ahead: &'a [Line],
+}
+
+/// A panel times a strip.
+#[derive(Debug)]
+pub(crate) struct Product<'a> {
+    pub(crate) panel: &'a Panel,
+    /// Blocks of the panel.
+    pub(crate) blocks: usize,
+    /// `[blocks, height, quads]` from the strip's first row on.
+    pub(crate) x: &'a [i32],
+    pub(crate) height: usize,
+    pub(crate) dots: &'a mut Dots,
+}
+
+/// Dots to scale and add up.
+#[derive(Debug)]
+pub(crate) struct Scaling<'a> {
+    pub(crate) dots: &'a Dots,
+    /// Blocks of the panel.
+    pub(crate) blocks: usize,
+    pub(crate) factors: &'a [Factors; PANEL_BLOCKS],
+    /// Whether anything is left to add.
+    pub(crate) rest: bool,
+    /// `[blocks, height]` from the strip's first row on.
+    pub(crate) x: &'a [BlockScale],
+    pub(crate) height: usize,
+    /// Of both tiles and at least the rows of a strip.
+    pub(crate) sums: [&'a mut [[f32; LANES]]; 2],
 }
 
 /// A processor with matrix registers. A value of an implementing type proves that it has them.
@@ -93,24 +131,28 @@ pub(crate) trait MatrixUnit: Copy + Send + Sync {
     /// This thread's registers in use.
     type Registers: MatrixRegisters;
 
-    /// Shapes this thread's registers for products of such blocks. A thread has one such value
-    /// at a time; when it is dropped the system need not save the registers any more.
-    fn configure(self, steps: Steps) -> Self::Registers;
+    /// Shapes this thread's registers. A thread has one such value at a time; when it is dropped the
+    /// system need not save the registers any more.
+    fn configure(self, shape: Shape) -> Self::Registers;
 }
 
-/// Matrix registers shaped for blocks of certain steps.
+/// Matrix registers in a certain shape.
 pub(crate) trait MatrixRegisters {
-    /// `dots[tile][row][lane]` = sum over the quads of a block of row `row` of `x`
-    /// `[PRODUCT_ROWS, block quads]` times row `lane` of panel `tile`, exact. Lines of a panel
-    /// behind the block are not used.
-    fn product(&self, x: &[i32], panel: &Panel, dots: &mut Dots);
+    /// Writes the opened codes of a block and a tile.
+    fn open(&self, codes: Opening<'_>, out: &mut Opened);
+
+    /// `next.dots[block][tile][row][lane]` = sum over the quads of a block of a row of `x` times
+    /// row `lane` of the panel's tile, exact; and for the blocks of `last` in order
+    /// `sums[tile][row][lane] += scale * x scale * (dots + rest * x sum)`, one fma each.
+    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>);
 }
 
 /// The layout of activations for a matrix unit: row blocks as high as the caches allow.
 pub(crate) fn layout(rows: usize, blocks: &Blocks) -> QuadLayout {
-    let fit = ROW_BLOCK_BYTES / blocks.width().max(1) / PRODUCT_ROWS * PRODUCT_ROWS;
-    let most = fit.clamp(PRODUCT_ROWS, MAX_ROWS);
-    QuadLayout { height: most.min(rows.next_multiple_of(PRODUCT_ROWS)) }
+    let fit = ROW_BLOCK_BYTES / blocks.width().max(1) / STRIP_ROWS * STRIP_ROWS;
+    let most = fit.clamp(STRIP_ROWS, MAX_ROWS);
+    let strips = rows.next_multiple_of(if rows <= FEW_ROWS { FEW_ROWS } else { STRIP_ROWS });
+    QuadLayout { height: most.min(strips) }
 }
 
 /// Rows that memory must have room for so that up to `rows` rows fit in any layout.
@@ -119,11 +161,11 @@ pub(crate) fn padded_rows(rows: usize, blocks: &Blocks) -> usize {
     if rows < FEWEST_ROWS { together } else { together.max(layout(rows, blocks).rows(rows)) }
 }
 
-/// A linear over many rows.
+/// A linear over several rows.
 #[derive(Debug)]
 pub(crate) struct MatrixLinear<'a, U> {
-    /// Its activations lie in row blocks of a height that is a multiple of [`PRODUCT_ROWS`], at most
-    /// 128, and up to the end of the last one.
+    /// Its activations lie in row blocks of a height that is 8 or a multiple of 16, at most 128, and
+    /// up to the end of the last one.
     pub(crate) linear: GroupedLinear<'a>,
     pub(crate) unit: U,
 }
@@ -135,220 +177,249 @@ struct Scratch {
     sums: [[[f32; LANES]; MAX_ROWS]; 2],
     dots: [Dots; 2],
     panel: Panel,
+    factors: [[Factors; PANEL_BLOCKS]; 2],
+}
+
+impl Scratch {
+    const EMPTY: Self = {
+        let factors = Factors { scale: [[0.0; LANES]; 2], rest: [[0; LANES]; 2] };
+        Self {
+            sums: [[[0.0; LANES]; MAX_ROWS]; 2],
+            dots: [Dots([[[[0; LANES]; STRIP_ROWS]; 2]; PANEL_BLOCKS]); 2],
+            panel: [[[Line([0; 64]); BLOCK_QUADS]; 2]; PANEL_BLOCKS],
+            factors: [[factors; PANEL_BLOCKS]; 2],
+        }
+    };
+}
+
+thread_local! {
+    /// The thread's own, so that no linear must clear one.
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
 }
 
 impl<U: MatrixUnit> Kernel for MatrixLinear<'_, U> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let height = self.linear.x.layout.height;
-        assert!(height.is_multiple_of(PRODUCT_ROWS) && height <= MAX_ROWS);
-        let mut scratch = Scratch {
-            sums: [[[0.0; LANES]; MAX_ROWS]; 2],
-            dots: [Dots([[[0; LANES]; PRODUCT_ROWS]; 2]); 2],
-            panel: [[Line([0; 64]); BLOCK_QUADS]; 2],
-        };
-        let registers = self.unit.configure(Steps::of(self.linear.weight.blocks.block));
-        for start in (0..self.linear.out.rows()).step_by(height) {
-            for tile in self.linear.tiles.clone().step_by(2) {
-                let job = Job::new(&self, &registers, start, tile);
-                match self.linear.weight.bits {
-                    Bits::Four => job.add_up::<S, Four>(s, &mut scratch),
-                    Bits::Eight => job.add_up::<S, Eight>(s, &mut scratch),
-                }
-                self.put((start, job.rows), tile, &scratch);
+        let GroupedLinear { weight, x, .. } = &self.linear;
+        let height = x.layout.height;
+        let rows = height.min(STRIP_ROWS);
+        assert!(height.is_multiple_of(rows) && rows >= FEW_ROWS && height <= MAX_ROWS);
+        let mut scratch = SCRATCH.take().unwrap_or_else(|| Box::new(Scratch::EMPTY));
+        let registers = self.unit.configure(Shape { quads: weight.blocks.block / 4, rows });
+        let GroupedLinear { weight, bias, x, tiles, out } = &mut self.linear;
+        for start in (0..out.rows()).step_by(height) {
+            for tile in tiles.clone().step_by(2) {
+                let rows = height.min(out.rows() - start);
+                let job = Job::new((weight, *x), &registers, (start, rows), tile..tiles.end);
+                let results = Results { n: weight.n, bias: *bias, tiles, start, tile, out };
+                job.add_up(s, &mut scratch, results);
             }
         }
+        SCRATCH.set(Some(scratch));
     }
 }
 
-impl<U> MatrixLinear<'_, U> {
-    /// Stores the sums of `rows` rows from `start` and of the tiles from `tile`.
+/// Where the results of a job go: rows from `start` on, the columns of two tiles from `tile` on.
+struct Results<'b, 'a> {
+    n: usize,
+    bias: Option<&'b [f32]>,
+    /// All that the columns of `out` belong to.
+    tiles: &'b Range<usize>,
+    start: usize,
+    tile: usize,
+    out: &'b mut MatMut<'a>,
+}
+
+impl Results<'_, '_> {
+    /// Asks for the memory of some rows: each lies in another page and, where they are a multiple of
+    /// 4 KiB apart, in one set of the first-level cache with all others.
     #[inline(always)]
-    fn put(&mut self, (start, rows): (usize, usize), tile: usize, scratch: &Scratch) {
-        let GroupedLinear { weight, bias, tiles, out, .. } = &mut self.linear;
-        for (tile, sums) in (tile..tiles.end).zip(&scratch.sums) {
-            put(out, (tiles, weight.n), *bias, (tile, start), &sums[..rows]);
+    fn ask<S: Simd>(&mut self, s: S, rows: Range<usize>) {
+        let first = (self.tile - self.tiles.start) * LANES;
+        for row in rows {
+            let row = &self.out.row(self.start + row)[first..];
+            row.chunks(LANES).take(2).for_each(|lanes| s.prefetch(&lanes[0]));
         }
     }
-}
 
-/// How codes of one width are opened, and whether the zero point is left to add.
-trait Codes {
-    /// Whether anything is left.
-    const REST: bool;
-    /// Opens the lines of a block; `zero` has the zero point of each row four times.
-    fn open(lines: &[Line], zero: [u8; 64], panel: &mut [Line; BLOCK_QUADS]);
-}
-
-struct Four;
-struct Eight;
-
-/// What 8-bit codes are lowered by to be signed.
-const MIDDLE: u8 = 128;
-
-impl Codes for Four {
-    const REST: bool = false;
+    /// Stores the sums of all rows.
     #[inline(always)]
-    fn open(lines: &[Line], zero: [u8; 64], panel: &mut [Line; BLOCK_QUADS]) {
-        for (line, open) in lines.iter().zip(panel.as_chunks_mut::<2>().0) {
-            let (codes, mut low, mut high) = (line.0, [0; 64], [0; 64]);
-            for i in 0..64 {
-                low[i] = (codes[i] & 15).wrapping_sub(zero[i]);
-                high[i] = (codes[i] >> 4).wrapping_sub(zero[i]);
-            }
-            *open = [Line(low), Line(high)];
+    fn put(&mut self, rows: usize, sums: &[[[f32; LANES]; MAX_ROWS]; 2]) {
+        for (tile, sums) in (self.tile..self.tiles.end).zip(sums) {
+            let at = (tile, self.start);
+            put(self.out, (self.tiles, self.n), self.bias, at, &sums[..rows]);
         }
     }
-}
-
-impl Codes for Eight {
-    const REST: bool = true;
-    #[inline(always)]
-    fn open(lines: &[Line], _: [u8; 64], panel: &mut [Line; BLOCK_QUADS]) {
-        for (line, open) in lines.iter().zip(panel) {
-            let mut codes = line.0;
-            for code in &mut codes {
-                *code = code.wrapping_sub(MIDDLE);
-            }
-            *open = Line(codes);
-        }
-    }
-}
-
-/// Each of sixteen codes four times.
-#[inline(always)]
-fn fourfold<S: Simd>(s: S, codes: S::I) -> [u8; 64] {
-    let mut bytes = [0; 64];
-    let fourfold = s.lanes_i(s.mul_i(codes, s.splat_i(0x0101_0101)));
-    for (bytes, code) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&fourfold) {
-        *bytes = code.to_le_bytes();
-    }
-    bytes
 }
 
 /// The rows of one row block and two tiles.
 #[derive(Debug, Clone, Copy)]
 struct Job<'a, R> {
     registers: &'a R,
+    weight: &'a Packed,
     /// The second is the first again where there is no other: its sums are not stored.
-    tiles: [Tile<'a>; 2],
-    blocks: &'a Blocks,
-    block_lines: usize,
+    tiles: [(usize, Tile<'a>); 2],
+    /// Whether something is left to add to dots.
+    rest: bool,
     /// Real rows, and rows of the layout.
     rows: usize,
     height: usize,
-    /// `[blocks, height, block quads]`
+    /// `[blocks, height, quads]`
     quads: &'a [i32],
     /// `[blocks, height]`
     scales: &'a [BlockScale],
 }
 
+/// A panel's first block and a strip's first row whose dots are not added up yet.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    block: usize,
+    row: usize,
+}
+
 impl<'a, R: MatrixRegisters> Job<'a, R> {
-    /// The rows from `start` on and the tiles from `tile` on.
+    /// `rows` rows from `start` on and the first two of some tiles.
     #[inline(always)]
-    fn new<U>(all: &MatrixLinear<'a, U>, registers: &'a R, start: usize, tile: usize) -> Self {
-        let GroupedLinear { weight, x, tiles, out, .. } = &all.linear;
+    fn new(
+        (weight, x): (&'a Packed, Activations<'a>),
+        registers: &'a R,
+        (start, rows): (usize, usize),
+        tiles: Range<usize>,
+    ) -> Self {
         let (height, first) = (x.layout.height, start * weight.blocks.count);
         let items = height * weight.blocks.count;
-        let block_quads = weight.blocks.block / 4;
+        let quads = weight.blocks.block / 4;
+        let second = (tiles.start + 1).min(tiles.end - 1);
+        let tiles = [tiles.start, second].map(|tile| (tile, weight.tile(tile)));
+        let plain = matches!(tiles[0].1.zeros, TileZeros::All(zero) if zero == MIDDLE);
         Self {
             registers,
-            tiles: [weight.tile(tile), weight.tile((tile + 1).min(tiles.end - 1))],
-            blocks: &weight.blocks,
-            block_lines: weight.block_lines(),
-            rows: height.min(out.rows() - start),
+            weight,
+            tiles,
+            rest: weight.bits == Bits::Eight && !plain,
+            rows,
             height,
-            quads: &x.quads[first * block_quads..][..items * block_quads],
+            quads: &x.quads[first * quads..][..items * quads],
             scales: &x.scales[first..][..items],
         }
     }
 
-    /// All blocks of the row block into `scratch.sums`.
+    /// All blocks of the row block. The matrix unit is given the next strip while the dots of the one
+    /// before it are scaled, so that both units work at once.
     #[inline(always)]
-    fn add_up<S: Simd, C: Codes>(&self, s: S, scratch: &mut Scratch) {
-        for sums in &mut scratch.sums {
-            sums[..self.rows].fill([0.0; LANES]);
+    fn add_up<S: Simd>(&self, s: S, scratch: &mut Scratch, mut results: Results<'_, '_>) {
+        let Scratch { sums, dots: [next_dots, last_dots], panel, factors } = scratch;
+        let (mut next_dots, mut last_dots) = (next_dots, last_dots);
+        for sums in &mut *sums {
+            sums[..self.rows.next_multiple_of(FEW_ROWS)].fill([0.0; LANES]);
         }
-        for b in 0..self.blocks.count {
-            let [first, second] = &mut scratch.panel;
-            let factors = [self.open::<S, C>(s, 0, b, first), self.open::<S, C>(s, 1, b, second)];
-            self.add_block::<S, C>(s, b, factors, scratch);
+        let count = self.weight.blocks.count;
+        let share = self.rows.div_ceil(count.div_ceil(PANEL_BLOCKS));
+        let mut pending: Option<Pending> = None;
+        for block in (0..count).step_by(PANEL_BLOCKS) {
+            let first = block / PANEL_BLOCKS * share;
+            results.ask(s, first.min(self.rows)..self.rows.min(first + share));
+            self.open(s, block, panel, &mut factors[block / PANEL_BLOCKS % 2]);
+            for row in (0..self.rows).step_by(STRIP_ROWS) {
+                let last = pending.map(|last| self.scaling(last, last_dots, factors, sums));
+                let next = self.product((block, row), panel, next_dots);
+                self.registers.step(Some(next), last);
+                (next_dots, last_dots) = (last_dots, next_dots);
+                pending = Some(Pending { block, row });
+            }
         }
+        let last = pending.map(|last| self.scaling(last, last_dots, factors, sums));
+        self.registers.step(None, last);
+        results.put(self.rows, sums);
     }
 
-    /// Opens block `b` of a tile; returns its scales, and [`MIDDLE`] minus its zero points.
+    /// Blocks of the panel that begins at `block`.
     #[inline(always)]
-    fn open<S: Simd, C: Codes>(
-        &self,
-        s: S,
-        tile: usize,
-        b: usize,
-        panel: &mut [Line; BLOCK_QUADS],
-    ) -> (S::F, S::I) {
-        let (tile, group) = (&self.tiles[tile], b / self.blocks.per_group);
-        let zero = match tile.zeros {
-            TileZeros::All(zero) => s.splat_i(zero),
-            TileZeros::Each(all) => s.widen_u8(&all[group]),
-        };
-        let lines = &tile.codes[b * self.block_lines..][..self.block_lines];
-        C::open(lines, fourfold(s, zero), panel);
-        let minus = s.mul_i(zero, s.splat_i(-1));
-        (scale(s, tile, group), s.add_i(s.splat_i(i32::from(MIDDLE)), minus))
+    fn blocks(&self, block: usize) -> Range<usize> {
+        block..self.weight.blocks.count.min(block + PANEL_BLOCKS)
     }
 
-    /// One block, whose panel is open: the matrix unit is given the next rows before the dots of
-    /// the last ones are scaled, so that both units work at once.
+    /// Opens the panel that begins at `block`.
     #[inline(always)]
-    fn add_block<S: Simd, C: Codes>(
+    fn open<S: Simd>(
         &self,
         s: S,
         block: usize,
-        factors: [(S::F, S::I); 2],
-        scratch: &mut Scratch,
+        panel: &mut Panel,
+        factors: &mut [Factors; PANEL_BLOCKS],
     ) {
-        let Scratch { sums: [first, second], dots, panel } = scratch;
-        self.product(block, 0, panel, &mut dots[0]);
-        for (i, start) in (0..self.rows).step_by(PRODUCT_ROWS).enumerate() {
-            let end = start + PRODUCT_ROWS;
-            if end < self.rows {
-                self.product(block, end, panel, &mut dots[(i + 1) % 2]);
+        let blocks = &self.weight.blocks;
+        for ((b, panel), factors) in self.blocks(block).zip(panel).zip(factors) {
+            for (t, (index, tile)) in self.tiles.iter().enumerate() {
+                let group = b / blocks.per_group;
+                let zeros = match tile.zeros {
+                    TileZeros::All(zero) => [zero as u8; LANES],
+                    TileZeros::Each(all) => all[group],
+                };
+                if self.rest {
+                    factors.rest[t] = zeros.map(|zero| MIDDLE - i32::from(zero));
+                }
+                self.weight.ask_group(s, *index, group + LATER);
+                s.store(scale(s, tile, group), &mut factors.scale[t]);
+                let lines = self.weight.block_lines();
+                let codes = Opening {
+                    bits: self.weight.bits,
+                    lines: &tile.codes[b * lines..][..lines],
+                    zeros: &zeros,
+                    ahead: self.ahead(*index, b + PANELS_AHEAD * PANEL_BLOCKS),
+                };
+                self.registers.open(codes, &mut panel[t]);
             }
-            let rows = start..end.min(self.rows);
-            let x = &self.scales[block * self.height..][rows.clone()];
-            let [dots0, dots1] = &dots[i % 2].0;
-            add_scaled::<S, C>(s, factors[0], x, dots0, &mut first[rows.clone()]);
-            add_scaled::<S, C>(s, factors[1], x, dots1, &mut second[rows]);
         }
     }
 
-    /// Dots of one block and the rows from `row` on.
+    /// Codes of block `block` of a tile, or, beyond its end, of the tile that is opened after it.
     #[inline(always)]
-    fn product(&self, block: usize, row: usize, panel: &Panel, dots: &mut Dots) {
-        let quads = self.blocks.block / 4;
-        let x = &self.quads[(block * self.height + row) * quads..][..PRODUCT_ROWS * quads];
-        self.registers.product(x, panel, dots);
+    fn ahead(&self, tile: usize, block: usize) -> &'a [Line] {
+        let count = self.weight.blocks.count;
+        match block < count {
+            true => self.weight.lines_from(tile, block, 1),
+            false => self.weight.lines_from(tile + 2, block - count, 1),
+        }
+    }
+
+    /// The panel that begins at `block` times the rows from `row` on.
+    #[inline(always)]
+    fn product<'b>(
+        &'b self,
+        (block, row): (usize, usize),
+        panel: &'b Panel,
+        dots: &'b mut Dots,
+    ) -> Product<'b> {
+        let x = &self.quads[(block * self.height + row) * (self.weight.blocks.block / 4)..];
+        Product { panel, blocks: self.blocks(block).len(), x, height: self.height, dots }
+    }
+
+    /// What is left to do for a strip whose dots are there.
+    #[inline(always)]
+    fn scaling<'b>(
+        &'b self,
+        Pending { block, row }: Pending,
+        dots: &'b Dots,
+        factors: &'b [[Factors; PANEL_BLOCKS]; 2],
+        sums: &'b mut [[[f32; LANES]; MAX_ROWS]; 2],
+    ) -> Scaling<'b> {
+        let [first, second] = sums;
+        Scaling {
+            dots,
+            blocks: self.blocks(block).len(),
+            factors: &factors[block / PANEL_BLOCKS % 2],
+            rest: self.rest,
+            x: &self.scales[block * self.height + row..],
+            height: self.height,
+            sums: [&mut first[row..], &mut second[row..]],
+        }
     }
 }
 
-/// Adds the dots of a block and one tile to the sums of up to 32 rows.
-#[inline(always)]
-fn add_scaled<S: Simd, C: Codes>(
-    s: S,
-    (scale, rest): (S::F, S::I),
-    x: &[BlockScale],
-    dots: &[[i32; LANES]; PRODUCT_ROWS],
-    sums: &mut [[f32; LANES]],
-) {
-    for ((x, dots), sum) in x.iter().zip(dots).zip(sums) {
-        let mut dots = s.load_i(dots);
-        if C::REST {
-            dots = s.add_i(dots, s.mul_i(rest, s.splat_i(x.sum)));
-        }
-        let scale = s.mul(scale, s.splat(x.scale));
-        s.store(s.fma(scale, s.to_f32(dots), s.load(sum)), sum);
-    }
-}
+/// What 8-bit codes are lowered by to be signed.
+const MIDDLE: i32 = 128;
 
 #[cfg(test)]
 #[path = "matmul_tests.rs"]

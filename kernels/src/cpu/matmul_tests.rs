@@ -3,6 +3,7 @@
 use super::super::grouped::Activations;
 use super::super::isa::{Isa, Machine};
 use super::super::packed::Packed;
+use super::super::pages::Arena;
 use super::super::quantize::Quantize;
 use super::super::share::{Mat, MatMut, Shared};
 use super::super::testing::{EmulatedUnit, GroupedSpec, machines, random_grouped};
@@ -34,8 +35,11 @@ impl Case<'_> {
         let (n, rows, blocks) = (self.packed.n, self.rows(), &self.packed.blocks);
         let (per_block, stored) = (blocks.block / 4, layout.rows(rows) * blocks.count);
         let garbage = BlockScale { scale: f32::NAN, sum: -77 };
-        let mut quads = Shared::new(stored * per_block, 0x5a7f_80a5);
-        let mut scales = Shared::new(stored, garbage);
+        let arena = Arena::default();
+        let mut quads = Shared::<i32>::new(&arena, stored * per_block).unwrap();
+        let mut scales = Shared::<BlockScale>::new(&arena, stored).unwrap();
+        quads.all_mut().fill(0x5a7f_80a5);
+        scales.all_mut().fill(garbage);
         let x = Mat::new(self.x_mk, self.packed.k);
         for row in 0..rows {
             let (quads, scales) = (quads.all_mut(), scales.all_mut());
@@ -90,12 +94,12 @@ proptest! {
         let (x, bias) = (rng.floats(rows * spec.k, 2.0), rng.floats(spec.n, 1.0));
         let case = Case { packed: &packed, bias: biased.then_some(&bias[..]), x_mk: &x };
         let expected = case.expected();
-        let height = if taller { 2 * PRODUCT_ROWS } else { PRODUCT_ROWS };
+        let height = if taller { 3 * STRIP_ROWS } else { STRIP_ROWS / 2 };
         for machine in machines() {
             prop_assert_eq!(&case.emulated(machine, height, parts), &expected);
         }
-        let layout = layout(rows, &packed.blocks);
         for machine in matrix_machines() {
+            let layout = machine.quad_layout(rows, &packed.blocks);
             let found = case.run(machine, layout, parts, |linear| machine.multiply(linear));
             prop_assert_eq!(&found, &expected);
         }
@@ -116,7 +120,7 @@ fn large_codes_zeros_and_activations_stay_exact() {
             let case = Case { packed: &packed, bias: None, x_mk: &x };
             let row = 256.0 * 127.0 * 0.5 * f32::from(most) * if zero == 0 { 1.0 } else { -1.0 };
             for machine in machines() {
-                let y = case.emulated(machine, PRODUCT_ROWS, 1);
+                let y = case.emulated(machine, STRIP_ROWS, 1);
                 assert!(y.iter().enumerate().all(|(i, y)| *y == [row, -row][i / 40 % 2]));
             }
         }
@@ -129,28 +133,20 @@ fn a_row_that_is_not_finite_shows_and_stays_alone() {
     let mut x = Rng::new(4).floats(20 * packed.k, 1.0);
     x[17 * packed.k + 5] = f32::NAN;
     let case = Case { packed: &packed, bias: None, x_mk: &x };
-    let y = case.emulated(Machine::Scalar, PRODUCT_ROWS, 1);
+    let y = case.emulated(Machine::Scalar, STRIP_ROWS, 1);
     assert!(y.chunks(32).enumerate().all(|(row, y)| y.iter().all(|y| y.is_nan() == (row == 17))));
-}
-
-#[test]
-fn blocks_of_every_size_fall_into_equal_steps() {
-    for block in (8..=MAX_BLOCK).step_by(8) {
-        let steps = Steps::of(block);
-        assert_eq!(steps.block_quads(), block / 4);
-        assert!((1..=2).contains(&steps.count) && (1..=STEP_QUADS).contains(&steps.quads));
-    }
 }
 
 #[test]
 fn row_blocks_fit_the_caches_and_the_memory() {
     for (k, rows, height) in [
-        (4096, 16, 32),
-        (4096, 33, 64),
+        (4096, 5, 8),
+        (4096, 9, 16),
+        (4096, 33, 48),
         (4096, 512, 128),
-        (11008, 512, 64),
+        (11008, 512, 80),
         (28672, 512, 32),
-        (65536, 512, 32),
+        (65536, 512, 16),
         (128, 1000, 128),
     ] {
         let blocks = Blocks::new(k, 128, None);
@@ -174,7 +170,7 @@ fn few_rows_do_without_the_matrix_unit() {
     let blocks = Blocks::new(256, 128, None);
     for machine in matrix_machines() {
         assert!(machine.quad_layout(FEWEST_ROWS - 1, &blocks).height <= TOGETHER);
-        assert_eq!(machine.quad_layout(FEWEST_ROWS, &blocks), QuadLayout { height: 32 });
+        assert_eq!(machine.quad_layout(FEWEST_ROWS, &blocks), QuadLayout { height: 8 });
     }
     assert_eq!(Machine::Scalar.quad_layout(100, &blocks), QuadLayout { height: 4 });
 }

@@ -158,7 +158,7 @@ impl Backend for CpuBackend {
         validate::limits(limits)?;
         let weights = store::load(program, weights, self.threads())?;
         let device = (self.machine, self.team_for(program)?);
-        Ok(Box::new(CpuRunner::new(device, program, weights, limits)))
+        Ok(Box::new(CpuRunner::new(device, program, weights, limits)?))
     }
 }
 

@@ -1,11 +1,12 @@
-//! Memory for large weights: zeroed, one weight behind the other, in huge pages where the system has
-//! them.
+//! Memory for weights and buffers: zeroed, one part behind the other, in huge pages where the system
+//! has them.
 //!
 //! A weight of gigabytes in pages of 4 KiB costs a page fault for each of them at load, which is
 //! most of the loading time, and at each of them the processor stops to read ahead; pages of 2 MiB
 //! cost a five-hundredth of both. A weight by itself would leave a part of its last huge page
-//! unused, or in small pages (a quarter of a model whose matrices have 2 to 12 MiB). Not here: what
-//! lies in it ([`super::packed`], [`super::dense`]).
+//! unused, or in small pages (a quarter of a model whose matrices have 2 to 12 MiB). Columns of a
+//! matrix of activations touch a page for each row, more than a processor has translations for. Not
+//! here: what lies in it ([`super::packed`], [`super::dense`], [`super::share`]).
 
 use crate::Error;
 use bytemuck::Pod;
@@ -21,7 +22,8 @@ const CHUNK: usize = 256 << 20;
 /// Bytes that parts begin at a multiple of: those of a cache line.
 const LINE: usize = 64;
 
-/// Where the weights of a model are taken from; their memory is given back with the last of them.
+/// Where the weights or the buffers of a model are taken from; their memory is given back with the
+/// last of them.
 #[derive(Debug, Default)]
 pub(crate) struct Arena {
     chunk: Mutex<Option<Chunk>>,
@@ -80,8 +82,25 @@ fn map(bytes: usize) -> Result<MmapRaw, Error> {
 }
 
 fn refused(bytes: usize, e: &std::io::Error) -> Error {
-    let reason = format!("no memory for a weight of {bytes} bytes ({e}): choose a smaller model");
+    let reason =
+        format!("no memory for {bytes} bytes ({e}): choose a smaller model or a shorter context");
     Error::Device { device: "cpu".to_owned(), reason }
+}
+
+impl<T: Pod> Pages<T> {
+    /// Number of elements.
+    pub(crate) fn count(&self) -> usize {
+        self.len
+    }
+
+    /// The first element, without a reference to any of them.
+    pub(crate) fn as_mut_ptr(&self) -> *mut T {
+        match &self.map {
+            // In bounds, since the part lies in the mapping.
+            Some(map) => map.as_mut_ptr().wrapping_add(self.start).cast(),
+            None => std::ptr::NonNull::dangling().as_ptr(),
+        }
+    }
 }
 
 impl<T: Pod> Deref for Pages<T> {
@@ -121,7 +140,7 @@ mod tests {
     #[test]
     fn more_memory_than_there_is_is_refused() {
         let refused = Arena::default().zeroed::<Line>(usize::MAX / 2).unwrap_err().to_string();
-        assert!(refused.starts_with("device cpu: no memory for a weight of "), "{refused}");
+        assert!(refused.starts_with("device cpu: no memory for "), "{refused}");
     }
 
     #[test]

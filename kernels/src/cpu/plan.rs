@@ -6,6 +6,7 @@
 
 use super::matmul;
 use super::share::Place;
+use super::simd::LANES;
 use super::store::Stored;
 use crate::backend::RowCounts;
 use crate::program::{Op, Program, RopeId, Rows, SlotId, SlotView, WeightId};
@@ -56,14 +57,22 @@ struct SlotPlace {
     place: Place,
 }
 
+/// Elements from one row of a slot to the next. Columns of a matrix whose rows are a multiple of some
+/// KiB apart would fall into a few sets of the caches, which then hold the rows of none.
+fn stride(width: usize) -> usize {
+    const SETS: usize = 256;
+    if width.is_multiple_of(SETS) { width + LANES } else { width }
+}
+
 impl Plan {
     /// Plans a validated program whose weights are stored as `weights`.
     pub(crate) fn new(program: &Program, weights: &[Stored], limits: &StepLimits) -> Self {
-        let layout = memory::plan(program, limits);
+        let layout = memory::plan(program, limits, stride);
         let most = RowCounts::most(limits);
         let slots = program.slots.iter().zip(layout.offsets).map(|(decl, offset)| {
             let (rows, width) = (most.of(decl.rows), decl.width);
-            SlotPlace { rows: decl.rows, place: Place { offset, stride: width, rows, width } }
+            let place = Place { offset, stride: stride(width), rows, width };
+            SlotPlace { rows: decl.rows, place }
         });
         let mut plan = Self {
             phases: phases(program, weights),
@@ -135,8 +144,8 @@ impl Plan {
     /// write rows that one behind still reads.
     fn overlaps(&self, slot: SlotId, others: &[SlotId]) -> bool {
         let range = |slot: SlotId| -> Range<usize> {
-            let Place { offset, rows, width, .. } = self.slots[slot.index()].place;
-            offset..offset + rows * width
+            let Place { offset, rows, stride, .. } = self.slots[slot.index()].place;
+            offset..offset + rows * stride
         };
         let mine = range(slot);
         others.iter().any(|&other| {

@@ -27,13 +27,14 @@ pub(crate) const PADDING: u32 = u32::MAX;
 const TINY: f32 = 1e-35;
 
 /// Scale of a block and the sum of its integers.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(crate) struct BlockScale {
     pub(crate) scale: f32,
     pub(crate) sum: i32,
 }
 
+#[cfg(test)]
 impl BlockScale {
     pub(crate) const ZERO: Self = Self { scale: 0.0, sum: 0 };
 }

@@ -6,6 +6,7 @@
 use super::exec::{Buffers, Exec};
 use super::isa::Machine;
 use super::kv::KvCache;
+use super::pages::Arena;
 use super::plan::Plan;
 use super::quantize::BlockScale;
 use super::share::Shared;
@@ -35,23 +36,26 @@ pub(crate) struct CpuRunner {
 
 impl CpuRunner {
     /// Takes all memory for a validated program with its weights.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the system has no such memory left.
     pub(crate) fn new(
         (machine, team): (Machine, Arc<Team>),
         program: &Program,
         weights: Vec<Stored>,
         limits: &StepLimits,
-    ) -> Self {
-        let plan = Plan::new(program, &weights, limits);
-        let kv = |decl| KvCache::new(decl, limits.blocks, limits.block_len);
+    ) -> Result<Self, Error> {
+        let (plan, arena) = (Plan::new(program, &weights, limits), Arena::default());
+        let kv = |decl| KvCache::new(&arena, decl, (limits.blocks, limits.block_len));
         let buffers = Buffers {
-            slots: Shared::new(plan.arena, 0.0),
-            ropes: Shared::new(plan.rope_len, 0.0),
-            quads: Shared::new(plan.quads, 0),
-            scales: Shared::new(plan.blocks, BlockScale::ZERO),
-            kv: program.kv.iter().map(kv).collect(),
+            slots: Shared::new(&arena, plan.arena)?,
+            ropes: Shared::new(&arena, plan.rope_len)?,
+            quads: Shared::new(&arena, plan.quads)?,
+            scales: Shared::new(&arena, plan.blocks)?,
+            kv: program.kv.iter().map(kv).collect::<Result<_, _>>()?,
         };
         let claimed = plan.phases.iter().map(|_| AtomicUsize::new(0)).collect();
-        Self {
+        Ok(Self {
             machine,
             team,
             program: program.clone(),
@@ -61,14 +65,16 @@ impl CpuRunner {
             buffers,
             claimed,
             counts: RowCounts::default(),
-        }
+        })
     }
 
     /// Appends the rows of a slot as the last step left them.
     fn copy(&mut self, slot: SlotId, out: &mut Vec<f32>) {
         let place = self.plan.place(slot, self.counts);
-        let all = &self.buffers.slots.all_mut()[place.offset..];
-        out.extend_from_slice(&all[..place.rows * place.width]);
+        let all = self.buffers.slots.all_mut();
+        for row in 0..place.rows {
+            out.extend_from_slice(&all[place.offset + row * place.stride..][..place.width]);
+        }
     }
 }
 

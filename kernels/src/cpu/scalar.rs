@@ -96,10 +96,6 @@ impl Simd for Scalar {
         [x; LANES]
     }
     #[inline(always)]
-    fn load_i(self, x: &I) -> I {
-        *x
-    }
-    #[inline(always)]
     fn lanes_i(self, x: I) -> I {
         x
     }

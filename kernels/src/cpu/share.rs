@@ -5,57 +5,50 @@
 //! themselves ([`Mat`], [`MatMut`]) are checked and safe. Not here: who gets which part
 //! ([`super::exec`]).
 
+use super::pages::{Arena, Pages};
+use crate::Error;
+use bytemuck::Pod;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// A buffer whose parts go to different threads.
+/// A buffer whose parts go to different threads: the only access through `&Shared` is by unsafe
+/// methods, whose callers promise that no two threads touch an element at once unless both only
+/// read it.
 pub(crate) struct Shared<T> {
-    /// Starts with a few spare elements, so that element 0 can begin a cache line.
-    all: Box<[UnsafeCell<T>]>,
-    start: usize,
-    len: usize,
+    pages: Pages<T>,
 }
-
-/// Bytes of a cache line.
-const CACHE_LINE: usize = 64;
-
-// SAFETY: the only access through `&Shared` is by unsafe methods, whose callers promise that no
-// two threads touch an element at once unless both only read it.
-unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 
 impl<T> std::fmt::Debug for Shared<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Shared({})", self.len)
+        f.write_str("Shared")
     }
 }
 
-impl<T: Copy> Shared<T> {
-    /// `len` elements of `value`, the first at the start of a cache line.
-    pub(crate) fn new(len: usize, value: T) -> Self {
-        let spare = CACHE_LINE / size_of::<T>();
-        let plain: *mut [T] = Box::into_raw(vec![value; len + spare].into_boxed_slice());
-        // SAFETY: UnsafeCell<T> has the memory layout of T, and the box was just given up.
-        let all = unsafe { Box::from_raw(plain as *mut [UnsafeCell<T>]) };
-        let start = all.as_ptr().align_offset(CACHE_LINE).min(spare);
-        Self { all, start, len }
+impl<T: Pod> Shared<T> {
+    /// `len` zeros, the first at the start of a cache line.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the system has no such memory left.
+    pub(crate) fn new(arena: &Arena, len: usize) -> Result<Self, Error> {
+        Ok(Self { pages: arena.zeroed(len)? })
     }
 
     /// Bytes it holds.
     pub(crate) fn bytes(&self) -> usize {
-        self.len * size_of::<T>()
+        self.pages.count() * size_of::<T>()
     }
 
     fn cells(&self) -> &[UnsafeCell<T>] {
-        &self.all[self.start..][..self.len]
+        // SAFETY: UnsafeCell<T> has the memory layout of T, and nobody has a reference to an element
+        // but through these cells or through `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.pages.as_mut_ptr().cast(), self.pages.count()) }
     }
 
     /// Everything, while no other thread has a part.
     pub(crate) fn all_mut(&mut self) -> &mut [T] {
-        let cells = &mut self.all[self.start..][..self.len];
-        // SAFETY: `&mut self` is exclusive, and UnsafeCell<T> has the memory layout of T.
-        unsafe { &mut *(&raw mut *cells as *mut [T]) }
+        &mut self.pages
     }
 
     /// Elements `range` for reading.
@@ -74,7 +67,7 @@ impl<T: Copy> Shared<T> {
     /// As of [`read`](Self::read).
     pub(crate) unsafe fn read_all(&self) -> &[T] {
         // SAFETY: the caller's promise.
-        unsafe { self.read(0..self.len) }
+        unsafe { self.read(0..self.pages.count()) }
     }
 }
 
@@ -220,7 +213,7 @@ impl Shared<f32> {
     }
 }
 
-impl<T: Copy> Shared<T> {
+impl<T: Pod> Shared<T> {
     /// A matrix for writing.
     ///
     /// # Safety
@@ -239,7 +232,7 @@ mod tests {
 
     #[test]
     fn columns_of_two_writers_interleave() {
-        let mut shared = Shared::new(12, 0.0f32);
+        let mut shared = Shared::<f32>::new(&Arena::default(), 12).unwrap();
         let all = Place { offset: 0, stride: 4, rows: 3, width: 4 };
         // SAFETY: columns 0..1 and 1..4 are disjoint.
         let (mut a, mut b) =

@@ -71,7 +71,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn shift_exponent(self, x: Self::F) -> Self::F;
 
     fn splat_i(self, x: i32) -> Self::I;
-    fn load_i(self, x: &[i32; LANES]) -> Self::I;
     fn lanes_i(self, x: Self::I) -> [i32; LANES];
     fn widen_u8(self, x: &[u8; LANES]) -> Self::I;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;

@@ -2,8 +2,10 @@
 //! module's tests.
 
 use super::isa::{Isa, Machine};
-use super::matmul::{Dots, MatrixRegisters, MatrixUnit, PRODUCT_ROWS, Panel, Steps, TILE_ROWS};
-use super::simd::LANES;
+use super::matmul::{
+    MatrixRegisters, MatrixUnit, Opened, Opening, Product, STRIP_ROWS, Scaling, Shape,
+};
+use super::simd::{LANES, Line};
 use proptest::prelude::*;
 use quant::{Bits, Grouped, GroupedParts, GroupedShape};
 use testkit::Rng;
@@ -103,37 +105,68 @@ pub(crate) fn machines() -> Vec<Machine> {
 pub(crate) struct EmulatedUnit;
 
 impl MatrixUnit for EmulatedUnit {
-    type Registers = Steps;
+    type Registers = Shape;
 
-    fn configure(self, steps: Steps) -> Steps {
-        steps
+    fn configure(self, shape: Shape) -> Shape {
+        shape
     }
 }
 
-impl MatrixRegisters for Steps {
-    fn product(&self, x: &[i32], panel: &Panel, dots: &mut Dots) {
-        let block = self.block_quads();
-        for (tile, lines) in panel.iter().enumerate() {
-            for half in 0..PRODUCT_ROWS / TILE_ROWS {
-                let first = half * TILE_ROWS;
-                let mut sums = [[0; LANES]; TILE_ROWS];
-                for step in 0..self.count {
-                    let quad = step * self.quads;
-                    let x: Vec<Vec<i32>> = (first..first + TILE_ROWS)
-                        .map(|row| x[row * block + quad..][..self.quads].to_vec())
-                        .collect();
-                    let w: Vec<[u8; 64]> =
-                        lines[quad..][..self.quads].iter().map(|line| line.0).collect();
-                    dot_signed(&mut sums, &x, &w);
+impl MatrixRegisters for Shape {
+    fn open(&self, codes: Opening<'_>, out: &mut Opened) {
+        let mut opened = out.iter_mut();
+        for line in codes.lines {
+            let parts = match codes.bits {
+                Bits::Four => vec![line.0.map(|code| code & 15), line.0.map(|code| code >> 4)],
+                Bits::Eight => vec![line.0],
+            };
+            for part in parts {
+                let lower = |i: usize| match codes.bits {
+                    Bits::Four => codes.zeros[i / 4],
+                    Bits::Eight => 128,
+                };
+                *opened.next().unwrap() =
+                    Line(std::array::from_fn(|i| part[i].wrapping_sub(lower(i))));
+            }
+        }
+    }
+
+    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>) {
+        if let Some(last) = last {
+            add_up(last, self.rows);
+        }
+        let Some(next) = next else { return };
+        for block in 0..next.blocks {
+            let row = |row| &next.x[(block * next.height + row) * self.quads..][..self.quads];
+            let x: Vec<&[i32]> = (0..self.rows).map(row).collect();
+            for (panel, dots) in next.panel[block].iter().zip(&mut next.dots.0[block]) {
+                let w: Vec<[u8; 64]> = panel[..self.quads].iter().map(|line| line.0).collect();
+                let mut sums = [[0; LANES]; STRIP_ROWS];
+                dot_signed(&mut sums, &x, &w);
+                dots[..self.rows].copy_from_slice(&sums[..self.rows]);
+            }
+        }
+    }
+}
+
+/// Scales and adds up the dots of a strip.
+fn add_up(last: Scaling<'_>, rows: usize) {
+    for (t, sums) in last.sums.into_iter().enumerate() {
+        for (block, factors) in last.factors.iter().enumerate().take(last.blocks) {
+            for (row, sums) in sums[..rows].iter_mut().enumerate() {
+                let x = last.x[block * last.height + row];
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    let rest = if last.rest { factors.rest[t][lane] * x.sum } else { 0 };
+                    let dots = (last.dots.0[block][t][row][lane] + rest) as f32;
+                    *sum = (factors.scale[t][lane] * x.scale).mul_add(dots, *sum);
                 }
-                dots.0[tile][first..first + TILE_ROWS].copy_from_slice(&sums);
             }
         }
     }
 }
 
 /// What `tdpbssd` does: row m of `x` with lane n of every row of `w`, four signed bytes at a time.
-fn dot_signed(sums: &mut [[i32; LANES]; TILE_ROWS], x: &[Vec<i32>], w: &[[u8; 64]]) {
+fn dot_signed(sums: &mut [[i32; LANES]; STRIP_ROWS], x: &[&[i32]], w: &[[u8; 64]]) {
     for (sums, x) in sums.iter_mut().zip(x) {
         for (quad, line) in x.iter().zip(w) {
             for (n, sum) in sums.iter_mut().enumerate() {

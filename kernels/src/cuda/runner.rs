@@ -228,7 +228,7 @@ struct Build<'a> {
 impl Build<'_> {
     fn plan(&mut self, weights: Vec<Stored>) -> Result<Plan, Error> {
         let (program, limits) = (self.program, self.limits);
-        let layout = memory::plan(program, limits);
+        let layout = memory::plan(program, limits, |width| width);
         let bytes = plan::scratch_bytes(program, &weights, limits)?;
         let arena = self.take(4 * layout.len)?;
         let inputs = self.take(4 * Inputs::len_max(program, limits))?;

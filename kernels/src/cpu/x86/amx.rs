@@ -1,23 +1,34 @@
 //! AMX int8: eight tile registers of sixteen rows of 64 bytes, as a [`MatrixUnit`].
 //!
 //! ```text
-//! tmm0 tmm1   dots of rows 0..16 with panel 0, panel 1    i32 [16, 16]
-//! tmm2 tmm3   dots of rows 16..32                         i32 [16, 16]
-//! tmm4 tmm5   activations of rows 0..16, 16..32           i8 [16, quads of a step x 4]
-//! tmm6 tmm7   panel 0, panel 1                            i8 [quads of a step, 16 x 4]
+//! tmm0 tmm1   dots of a strip and a block with tiles 0, 1     i32 [rows, 16]
+//! tmm2 tmm3   of the next block
+//! tmm4, tmm5  activations of the strip                        i8 [rows, quads x 4]
+//! tmm6 tmm7   the block's panel                               i8 [quads, 16 x 4]
 //! ```
-//! Stable Rust knows no AMX, hence assembly: one block of it loads, multiplies and stores, so that
-//! no tile outlives it. Only the shapes do, which compiled code never touches. Linux alone: the
-//! system gives tiles to processes that ask. Not here: what is multiplied
-//! ([`super::super::matmul`]).
+//! Stable Rust knows no AMX, hence assembly; compiled code never touches tile registers, so that
+//! they keep their contents between two blocks of it. Linux alone: the system gives tiles to
+//! processes that ask.
+//!
+//! What bounds it, for 16 rows, two tiles and 64 columns (65536 operations), on a core at 2.6 GHz
+//! (Emerald Rapids), as measured one by one in the first-level cache: products take 16 cycles each,
+//! 32; storing dots a cycle a row, 32, beside the next products; scaling 96 vector operations, 48
+//! alone but 96 beside products, which keep the second port for multiplications to themselves. So
+//! a product and what it is scaled with take about as long one after the other as at once, 90 to 100
+//! cycles, 1.8 TOPS a core, of 5.2 for products alone. Hence scaling is spread between tile
+//! instructions, whose latency of 50 cycles it hides, and stays short: sums of a panel in registers.
+//! Not here: what is multiplied ([`super::super::matmul`]).
 
 use super::super::matmul::{
-    Dots, MatrixRegisters, MatrixUnit, PRODUCT_ROWS, Panel, STEP_QUADS, Steps, TILE_ROWS,
+    Dots, Factors, MatrixRegisters, MatrixUnit, Opened, Opening, PANEL_BLOCKS, Panel, Product,
+    STRIP_ROWS, Scaling, Shape,
 };
+use super::super::quantize::BlockScale;
 use super::super::simd::LANES;
 use super::Avx512;
+use quant::Bits;
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 /// Proof of AMX tiles with int8 that the system lets this process use, and of all that
@@ -112,10 +123,9 @@ struct Shapes {
 }
 
 impl Shapes {
-    /// For steps of `quads` quads.
-    const fn of(quads: usize) -> Self {
-        let (line, x, rows) = (4 * LANES as u16, 4 * quads as u16, TILE_ROWS as u8);
-        let deep = quads as u8;
+    const fn of(shape: Shape) -> Self {
+        let (line, x) = (4 * LANES as u16, 4 * shape.quads as u16);
+        let (rows, deep) = (shape.rows as u8, shape.quads as u8);
         Self {
             palette: 1,
             start_row: 0,
@@ -126,33 +136,10 @@ impl Shapes {
     }
 }
 
-/// Shapes for steps of 1 to 16 quads; the first is not used.
-static SHAPES: [Shapes; STEP_QUADS + 1] = {
-    let mut all = [Shapes::of(1); STEP_QUADS + 1];
-    let mut quads = 1;
-    while quads <= STEP_QUADS {
-        all[quads] = Shapes::of(quads);
-        quads += 1;
-    }
-    all
-};
-
-/// Assembly that changes tile registers.
-macro_rules! tiles {
-    ($($code:tt)*) => {
-        asm!(
-            $($code)*
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        )
-    };
-}
-
 /// This thread's tile registers.
 #[derive(Debug)]
 pub(crate) struct Registers {
-    steps: Steps,
+    shape: Shape,
     /// Another thread's registers are others.
     here: PhantomData<*const ()>,
 }
@@ -161,11 +148,14 @@ impl MatrixUnit for Amx {
     type Registers = Registers;
 
     #[inline(always)]
-    fn configure(self, steps: Steps) -> Registers {
-        let shapes: &Shapes = &SHAPES[steps.quads];
+    fn configure(self, shape: Shape) -> Registers {
+        assert!((1..=16).contains(&shape.quads) && (1..=STRIP_ROWS).contains(&shape.rows));
+        let shapes = Shapes::of(shape);
         // SAFETY: `self` proves the instruction and the permission; the operand has 64 bytes.
-        unsafe { tiles!("ldtilecfg [{shapes}]", shapes = in(reg) shapes,) }
-        Registers { steps, here: PhantomData }
+        unsafe {
+            asm!("ldtilecfg [{shapes}]", shapes = in(reg) &raw const shapes, options(nostack))
+        }
+        Registers { shape, here: PhantomData }
     }
 }
 
@@ -173,57 +163,275 @@ impl Drop for Registers {
     #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: `self` came from `configure`, which had the proof.
-        unsafe { tiles!("tilerelease",) }
+        unsafe { asm!("tilerelease", options(nostack)) }
     }
 }
 
 impl MatrixRegisters for Registers {
     #[inline(always)]
-    fn product(&self, x: &[i32], panel: &Panel, dots: &mut Dots) {
-        let Steps { count, quads } = self.steps;
-        let row = 4 * self.steps.block_quads();
-        assert!(count > 0 && x.len() * 4 >= PRODUCT_ROWS * row);
-        // SAFETY: the registers are configured for `steps`, see `configure`; each thread has one
-        // `Registers` at a time. Step i reads 32 rows of 4 * quads bytes, `row` bytes apart, from
-        // byte i * 4 * quads of `x` on, which holds 32 rows of count * quads quads; and lines
-        // i * quads .. (i + 1) * quads of both panels, which hold at least count * quads lines.
-        // The results are the four quarters of `dots`.
+    fn open(&self, codes: Opening<'_>, out: &mut Opened) {
+        let quads = codes.lines.len() * if codes.bits == Bits::Four { 2 } else { 1 };
+        assert!(quads <= out.len(), "more codes than a block has");
+        // SAFETY: `self` came from a proof of AVX-512, and `out` has room for the quads.
+        unsafe { open(&codes, out) }
+    }
+
+    #[inline(always)]
+    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>) {
+        let Shape { quads, rows } = self.shape;
+        let row = 4 * quads;
+        let fits = |blocks: usize, height: usize, items: usize| {
+            (1..=PANEL_BLOCKS).contains(&blocks) && (blocks - 1) * height + rows <= items
+        };
+        let next = next.map_or(Tiles::NONE, |next| {
+            assert!(fits(next.blocks, next.height, next.x.len() / quads), "too few quads");
+            Tiles {
+                blocks: next.blocks,
+                x: next.x.as_ptr().cast(),
+                x_block: next.height * row,
+                row,
+                panel: next.panel,
+                dots: next.dots,
+            }
+        });
+        if let Some(last) = &last {
+            assert!(fits(last.blocks, last.height, last.x.len()), "too few scales");
+            assert!(last.sums.iter().all(|sums| sums.len() >= rows), "too few sums");
+        }
+        // SAFETY: the registers are configured, see `configure`, and each thread has one
+        // `Registers` at a time. Block i of `next` reads `rows` rows of `row` bytes from byte i *
+        // x_block of `x` on, and both tiles of the panel, whose lines are as many as quads at most;
+        // it writes `rows` lines of either tile of its dots. Scales and sums are there for all rows.
         unsafe {
-            tiles!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "2:",
-                "tileloadd tmm4, [{x0} + {row}]",
+            match (rows == STRIP_ROWS, last.as_ref().is_some_and(|last| last.rest)) {
+                (true, false) => step::<8, false>(next, last),
+                (true, true) => step::<8, true>(next, last),
+                (false, false) => step::<4, false>(next, last),
+                (false, true) => step::<4, true>(next, last),
+            }
+        }
+    }
+}
+
+/// Writes the signed codes of a block and a tile.
+///
+/// # Safety
+/// The processor must have the features, and `out` room for the quads of the lines.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline(never)]
+unsafe fn open(codes: &Opening<'_>, out: &mut Opened) {
+    let mut ahead = codes.ahead.iter();
+    let mut ask = || {
+        if let Some(line) = ahead.next() {
+            _mm_prefetch::<_MM_HINT_T0>((&raw const *line).cast());
+        }
+    };
+    let out: *mut __m512i = out.as_mut_ptr().cast();
+    // SAFETY: lines and opened codes are aligned to 64 bytes, the caller promises the room, and
+    // there are sixteen zero points.
+    unsafe {
+        match codes.bits {
+            Bits::Four => {
+                let zeros = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.zeros.as_ptr().cast()));
+                let zero = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(0x0101_0101));
+                let mask = _mm512_set1_epi8(15);
+                for (i, line) in codes.lines.iter().enumerate() {
+                    ask();
+                    let both = _mm512_load_si512((&raw const *line).cast());
+                    let low = _mm512_and_si512(both, mask);
+                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
+                    _mm512_store_si512(out.add(2 * i), _mm512_sub_epi8(low, zero));
+                    _mm512_store_si512(out.add(2 * i + 1), _mm512_sub_epi8(high, zero));
+                }
+            }
+            Bits::Eight => {
+                // Less 128, which is the highest bit turned over.
+                let middle = _mm512_set1_epi8(-128);
+                for (i, line) in codes.lines.iter().enumerate() {
+                    ask();
+                    let line = _mm512_load_si512((&raw const *line).cast());
+                    _mm512_store_si512(out.add(i), _mm512_xor_si512(line, middle));
+                }
+            }
+        }
+    }
+}
+
+/// A [`Product`] as assembly takes it.
+#[derive(Debug, Clone, Copy)]
+struct Tiles {
+    blocks: usize,
+    x: *const u8,
+    /// Bytes from one block to the next, and from one row to the next.
+    x_block: usize,
+    row: usize,
+    panel: *const Panel,
+    dots: *mut Dots,
+}
+
+impl Tiles {
+    const NONE: Self = Self {
+        blocks: 0,
+        x: std::ptr::null(),
+        x_block: 0,
+        row: 0,
+        panel: std::ptr::null(),
+        dots: std::ptr::null_mut(),
+    };
+}
+
+/// Products of block `$block` of the tiles, in registers `$y0` and `$y1`; they are stored later, as
+/// they take 50 cycles.
+macro_rules! multiply {
+    ($tiles:ident, $block:literal, $x:literal, $y0:literal, $y1:literal) => {
+        if $block < $tiles.blocks {
+            asm!(
+                concat!("tileloadd ", $x, ", [{x} + {row}]"),
                 "tileloadd tmm6, [{w} + {line}]",
-                "tdpbssd tmm0, tmm4, tmm6",
+                concat!("tilezero ", $y0),
+                concat!("tdpbssd ", $y0, ", ", $x, ", tmm6"),
                 "tileloadd tmm7, [{w} + {line} + {second}]",
-                "tdpbssd tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{x1} + {row}]",
-                "tdpbssd tmm2, tmm5, tmm6",
-                "tdpbssd tmm3, tmm5, tmm7",
-                "add {x0}, {x_step}",
-                "add {x1}, {x_step}",
-                "add {w}, {w_step}",
-                "dec {steps}",
-                "jnz 2b",
-                "tilestored [{y} + {line}], tmm0",
-                "tilestored [{y} + {line} + {quarter}], tmm2",
-                "tilestored [{y} + {line} + 2 * {quarter}], tmm1",
-                "tilestored [{y} + {line} + 3 * {quarter}], tmm3",
-                x0 = inout(reg) x.as_ptr() => _,
-                x1 = inout(reg) x.as_ptr().byte_add(TILE_ROWS * row) => _,
-                w = inout(reg) panel.as_ptr() => _,
-                y = in(reg) &raw mut *dots,
-                row = in(reg) row,
+                concat!("tilezero ", $y1),
+                concat!("tdpbssd ", $y1, ", ", $x, ", tmm7"),
+                x = in(reg) $tiles.x.add($block * $tiles.x_block),
+                w = in(reg) (&raw const (*$tiles.panel)[$block]),
+                row = in(reg) $tiles.row,
                 line = in(reg) 4 * LANES,
-                x_step = in(reg) 4 * quads,
-                w_step = in(reg) 4 * LANES * quads,
-                steps = inout(reg) count => _,
-                second = const size_of::<Panel>() / 2,
-                quarter = const size_of::<Dots>() / 4,
+                second = const size_of::<Opened>(),
+                options(nostack, readonly, preserves_flags),
             )
+        }
+    };
+}
+
+/// Asks for the activations of block `$block` of the next strip.
+macro_rules! ask {
+    ($tiles:ident, $block:literal, $rows:expr) => {
+        if $block < $tiles.blocks {
+            let next = $tiles.x.wrapping_add($block * $tiles.x_block + $rows * $tiles.row);
+            for line in 0..$rows {
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line * 64).cast());
+            }
+        }
+    };
+}
+
+/// Stores what [`multiply!`] left in the registers.
+macro_rules! store {
+    ($tiles:ident, $block:literal, $y0:literal, $y1:literal) => {
+        if $block < $tiles.blocks {
+            asm!(
+                concat!("tilestored [{y} + {line}], ", $y0),
+                concat!("tilestored [{y} + {line} + {second}], ", $y1),
+                y = in(reg) (&raw mut (*$tiles.dots).0[$block]),
+                line = in(reg) 4 * LANES,
+                second = const size_of::<[[i32; LANES]; STRIP_ROWS]>(),
+                options(nostack, preserves_flags),
+            )
+        }
+    };
+}
+
+/// [`MatrixRegisters::step`] for strips of `2 H` rows: two halves of a strip are scaled, each block by
+/// block, and between them go the tile instructions.
+///
+/// # Safety
+/// See the caller.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline(never)]
+unsafe fn step<const H: usize, const REST: bool>(next: Tiles, last: Option<Scaling<'_>>) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let Some(mut last) = last else {
+            multiply!(next, 0, "tmm4", "tmm0", "tmm1");
+            multiply!(next, 1, "tmm5", "tmm2", "tmm3");
+            store!(next, 0, "tmm0", "tmm1");
+            store!(next, 1, "tmm2", "tmm3");
+            return;
+        };
+        let mut sums = load::<H>(&last, 0);
+        multiply!(next, 0, "tmm4", "tmm0", "tmm1");
+        scale::<H, REST>(&last, 0, 0, &mut sums);
+        ask!(next, 0, 2 * H);
+        if last.blocks == PANEL_BLOCKS {
+            scale::<H, REST>(&last, 1, 0, &mut sums);
+        }
+        keep::<H>(&mut last, 0, &sums);
+        let mut sums = load::<H>(&last, H);
+        multiply!(next, 1, "tmm5", "tmm2", "tmm3");
+        scale::<H, REST>(&last, 0, H, &mut sums);
+        ask!(next, 1, 2 * H);
+        store!(next, 0, "tmm0", "tmm1");
+        if last.blocks == PANEL_BLOCKS {
+            scale::<H, REST>(&last, 1, H, &mut sums);
+        }
+        store!(next, 1, "tmm2", "tmm3");
+        keep::<H>(&mut last, H, &sums);
+    }
+}
+
+/// Sums of `H` rows of both tiles.
+type Sums<const H: usize> = [[__m512; H]; 2];
+
+/// # Safety
+/// `last` must have sums of `H` rows from `row` on.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load<const H: usize>(last: &Scaling<'_>, row: usize) -> Sums<H> {
+    let mut sums = [[_mm512_setzero_ps(); H]; 2];
+    for t in 0..2 {
+        for r in 0..H {
+            // SAFETY: the caller's promise.
+            sums[t][r] = unsafe { _mm512_loadu_ps(last.sums[t].as_ptr().add(row + r).cast()) };
+        }
+    }
+    sums
+}
+
+/// # Safety
+/// `last` must have sums of `H` rows from `row` on.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn keep<const H: usize>(last: &mut Scaling<'_>, row: usize, sums: &Sums<H>) {
+    for t in 0..2 {
+        for r in 0..H {
+            // SAFETY: the caller's promise.
+            unsafe { _mm512_storeu_ps(last.sums[t].as_mut_ptr().add(row + r).cast(), sums[t][r]) }
+        }
+    }
+}
+
+/// Adds the scaled dots of block `block` and `H` rows from `row` on.
+///
+/// # Safety
+/// `last` must have that block and those rows.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+unsafe fn scale<const H: usize, const REST: bool>(
+    last: &Scaling<'_>,
+    block: usize,
+    row: usize,
+    sums: &mut Sums<H>,
+) {
+    // SAFETY: the caller's promise; factors have sixteen lanes, dots as many rows as strips.
+    unsafe {
+        let factors: *const Factors = last.factors.as_ptr().add(block);
+        let x: *const BlockScale = last.x.as_ptr().add(block * last.height + row);
+        let dots: *const [[i32; LANES]; STRIP_ROWS] = last.dots.0.as_ptr().add(block).cast();
+        for t in 0..2 {
+            let factor = _mm512_load_ps((&raw const (*factors).scale[t]).cast());
+            let rest = _mm512_load_si512((&raw const (*factors).rest[t]).cast());
+            for r in 0..H {
+                let BlockScale { scale, sum } = *x.add(r);
+                let dots = dots.add(t).cast::<[i32; LANES]>().add(row + r);
+                let mut dots = _mm512_load_si512(dots.cast());
+                if REST {
+                    let rest = _mm512_mullo_epi32(rest, _mm512_set1_epi32(sum));
+                    dots = _mm512_add_epi32(dots, rest);
+                }
+                let scale = _mm512_mul_ps(factor, _mm512_set1_ps(scale));
+                sums[t][r] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dots), sums[t][r]);
+            }
         }
     }
 }
@@ -234,14 +442,15 @@ mod tests {
 
     #[test]
     fn shapes_fit_each_other_as_products_need_them() {
-        for (quads, shapes) in SHAPES.iter().enumerate().skip(1) {
-            let (bytes, rows) = (shapes.row_bytes, shapes.rows);
+        for (quads, rows) in (1..=16).flat_map(|quads| [(quads, 8), (quads, 16)]) {
+            let shapes = Shapes::of(Shape { quads, rows });
+            let (bytes, height) = (shapes.row_bytes, shapes.rows);
             for (dots, x, w) in [(0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7)] {
-                assert_eq!((rows[dots], bytes[dots]), (rows[x], bytes[w]), "{quads} quads");
-                assert_eq!(usize::from(bytes[x]), 4 * usize::from(rows[w]));
-                assert_eq!(usize::from(rows[w]), quads);
+                assert_eq!((height[dots], bytes[dots]), (height[x], bytes[w]), "{quads} quads");
+                assert_eq!(usize::from(bytes[x]), 4 * usize::from(height[w]));
+                assert_eq!((usize::from(height[w]), usize::from(height[x])), (quads, rows));
             }
-            assert!(bytes.iter().all(|b| *b <= 64) && rows.iter().all(|r| *r <= 16));
+            assert!(bytes.iter().all(|b| *b <= 64) && height.iter().all(|r| *r <= 16));
         }
         assert_eq!((size_of::<Shapes>(), align_of::<Shapes>()), (64, 64));
     }

@@ -141,12 +141,6 @@ impl Simd for Avx2 {
         (v, v)
     }
     #[inline(always)]
-    fn load_i(self, x: &[i32; LANES]) -> I {
-        let p = x.as_ptr().cast::<__m256i>();
-        // SAFETY: `self` proves the features; `x` has sixteen integers, read as 8 and 8, unaligned.
-        unsafe { (_mm256_loadu_si256(p), _mm256_loadu_si256(p.add(1))) }
-    }
-    #[inline(always)]
     fn lanes_i(self, x: I) -> [i32; LANES] {
         let mut out = [0; LANES];
         let p = out.as_mut_ptr().cast::<__m256i>();

@@ -112,11 +112,6 @@ impl Simd for Avx512 {
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
-    fn load_i(self, x: &[i32; LANES]) -> I {
-        // SAFETY: `self` proves the features; `x` has sixteen integers, unaligned.
-        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
-    }
-    #[inline(always)]
     fn lanes_i(self, x: I) -> [i32; LANES] {
         let mut out = [0; LANES];
         // SAFETY: `self` proves the features; `out` has 64 bytes, unaligned.
