@@ -128,15 +128,30 @@ const ROUNDS: usize = 20_000;
 const PASSES: usize = 50;
 
 /// Operations per second (a multiplication and an addition are two) that `threads` threads do
-/// together on int8 activations and 4-bit codes with the dots of `isa`, measured now in a fraction
-/// of a second.
+/// together on int8 activations and 4-bit codes with the dots of `isa`, or on int8 tiles with its matrix
+/// unit, measured now in a fraction of a second.
 ///
 /// # Errors
 /// [`Error::Device`] naming the features the processor lacks.
 pub fn int8_peak(isa: Isa, threads: usize) -> Result<f64, Error> {
+    if let Some(peak) = matrix_peak(isa, threads)? {
+        return Ok(peak);
+    }
     // Six sums fill sixteen registers where a line takes two, eight hide the latency where it
     // takes one.
     Ok(peak_with::<6>(isa, threads)?.max(peak_with::<8>(isa, threads)?))
+}
+
+/// Of the matrix unit, if it has one.
+fn matrix_peak(isa: Isa, threads: usize) -> Result<Option<f64>, Error> {
+    let (machine, threads) = (isa.detect()?, threads.max(1));
+    let Some(ops) = machine.matrix_products(ROUNDS) else { return Ok(None) };
+    let worker = || {
+        move || {
+            black_box(machine.matrix_products(ROUNDS));
+        }
+    };
+    Ok(Some((ops * threads) as f64 / least_time(threads, PASSES, worker)))
 }
 
 fn peak_with<const M: usize>(isa: Isa, threads: usize) -> Result<f64, Error> {

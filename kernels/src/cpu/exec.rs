@@ -13,7 +13,8 @@ use super::grouped::{Activations, GroupedLinear, TILES_AT_LEAST};
 use super::isa::Machine;
 use super::kv::{KvCache, KvWrite};
 use super::norm::{HeadNorm, Norm};
-use super::plan::{Phase, Plan};
+use super::packed::Packed;
+use super::plan::{ACTIVATE_COLUMNS, Phase, Plan};
 use super::quantize::{BlockScale, Quantize};
 use super::rope::{Rotate, table_row};
 use super::share::{Place, Shared};
@@ -26,8 +27,9 @@ use crate::program::{Heads, KvLayer, Mask, Op, Program, RopeId, SlotId, SlotView
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 
-/// Columns of an activation that one item covers.
-const ACTIVATE_COLUMNS: usize = 512;
+/// Rows that go through a chain of phases together: what one phase wrote is still in the second-level
+/// cache, or the first, when the next reads it.
+const CHAIN_ROWS: usize = 8;
 
 /// All memory of a runner but the weights.
 #[derive(Debug)]
@@ -67,21 +69,33 @@ pub(crate) struct Exec<'a> {
 impl Exec<'_> {
     /// Runs all phases.
     pub(crate) fn run(&self) {
-        for (planned, claimed) in self.plan.phases.iter().zip(self.claimed) {
-            self.phase(&planned.phase, claimed);
-            if planned.barrier {
-                self.member.wait();
+        for chain in &self.plan.chains {
+            match chain.rows {
+                Some(rows) => {
+                    let rows = self.member.share(self.counts.of(rows));
+                    for start in rows.clone().step_by(CHAIN_ROWS) {
+                        let rows = start..rows.end.min(start + CHAIN_ROWS);
+                        chain.phases.clone().for_each(|phase| self.phase(phase, rows.clone()));
+                    }
+                }
+                None => chain.phases.clone().for_each(|phase| self.phase(phase, 0..0)),
             }
+            self.member.wait();
         }
     }
 
-    fn phase(&self, phase: &Phase, claimed: &AtomicUsize) {
-        match *phase {
-            Phase::RopeTables => self.rope_tables(),
-            Phase::Quantize { x, weight, by_rows } => self.quantize(x, weight, by_rows),
-            Phase::Op(Op::Embed { table, out }) => self.embed(table, out),
+    /// This member's share of a phase; of one that is split by rows, `rows` of them.
+    fn phase(&self, phase: usize, rows: Range<usize>) {
+        let claimed = &self.claimed[phase];
+        match self.plan.phases[phase].phase {
+            Phase::RopeTables => self.rope_tables(rows),
+            Phase::Quantize { x, weight, by_rows } => {
+                self.quantize(x, weight, by_rows.then_some(rows));
+            }
+            Phase::ActivateQuantize { x, out, weight } => self.activate(x, out, Some(weight)),
+            Phase::Op(Op::Embed { table, out }) => self.embed(table, out, rows),
             Phase::Op(Op::Norm { x, add, weight, eps, out }) => {
-                self.norm([x, out], add, weight, eps);
+                self.norm([x, out], add, (weight, eps), rows);
             }
             Phase::Op(Op::Linear { x, weight, bias, out }) => {
                 let tiles = out.width.div_ceil(LANES);
@@ -89,13 +103,15 @@ impl Exec<'_> {
                     self.linear((x, weight, bias), tiles, out);
                 });
             }
-            Phase::Op(Op::HeadNorm { heads, weight, eps }) => self.head_norm(heads, weight, eps),
-            Phase::Op(Op::Rope { heads, rope }) => self.rope(heads, rope),
-            Phase::Op(Op::KvWrite { layer, k, v }) => self.kv_write(layer, k, v),
+            Phase::Op(Op::HeadNorm { heads, weight, eps }) => {
+                self.head_norm(heads, weight, eps, rows);
+            }
+            Phase::Op(Op::Rope { heads, rope }) => self.rope(heads, rope, rows),
+            Phase::Op(Op::KvWrite { layer, k, v }) => self.kv_write(layer, k, v, rows),
             Phase::Op(Op::Attend { q, layer, mask, scale, out }) => {
                 self.attend_all(&Attention { q, layer, mask, scale, out }, claimed);
             }
-            Phase::Op(Op::Activate { x, out, .. }) => self.activate(x, out),
+            Phase::Op(Op::Activate { x, out, .. }) => self.activate(x, out, None),
             Phase::Op(Op::Gather { x, out }) => self.gather(x, out),
         }
     }
@@ -116,34 +132,33 @@ impl Exec<'_> {
         self.plan.view(view, self.counts)
     }
 
-    /// This member's rows of the step's tokens.
-    fn my_tokens(&self) -> Range<usize> {
-        self.member.share(self.counts.tokens)
-    }
-
-    fn rope_tables(&self) {
+    fn rope_tables(&self, rows: Range<usize>) {
         for (i, decl) in self.program.ropes.iter().enumerate() {
-            let place = self.plan.rope(RopeId(i as u32), self.counts).slice(self.my_tokens());
-            // SAFETY: a member writes the rows of its own tokens.
+            let place = self.plan.rope(RopeId(i as u32), self.counts).slice(rows.clone());
+            // SAFETY: a member writes rows of its own tokens.
             let mut table = unsafe { self.buffers.ropes.mat_mut(place) };
-            for (i, row) in self.my_tokens().enumerate() {
+            for (i, row) in rows.clone().enumerate() {
                 let (position, length) = (self.input.positions[row], self.input.rope_lens[row]);
                 table_row(decl, position, length, table.row(i));
             }
         }
     }
 
-    fn embed(&self, table: WeightId, out: SlotId) {
-        let rows = self.my_tokens();
-        // SAFETY: a member writes the rows of its own tokens.
+    fn embed(&self, table: WeightId, out: SlotId, rows: Range<usize>) {
+        // SAFETY: a member writes rows of its own tokens.
         let mut out = unsafe { self.buffers.slots.mat_mut(self.place(out).slice(rows.clone())) };
         for (i, token) in self.input.tokens[rows].iter().enumerate() {
             self.weight(table).row(token.0 as usize, out.row(i));
         }
     }
 
-    fn norm(&self, [x, out]: [SlotId; 2], add: Option<SlotId>, weight: WeightId, eps: f32) {
-        let rows = self.member.share(self.place(x).rows);
+    fn norm(
+        &self,
+        [x, out]: [SlotId; 2],
+        add: Option<SlotId>,
+        (weight, eps): (WeightId, f32),
+        rows: Range<usize>,
+    ) {
         let part = |slot| self.place(slot).slice(rows.clone());
         let slots = &self.buffers.slots;
         // SAFETY: a member touches its own rows of three different slots.
@@ -155,30 +170,39 @@ impl Exec<'_> {
         self.machine.run(Norm { x, add, weight, eps, out });
     }
 
-    fn quantize(&self, x: SlotId, weight: WeightId, by_rows: bool) {
+    /// Some rows of this member, or its share of all blocks.
+    fn quantize(&self, x: SlotId, weight: WeightId, rows: Option<Range<usize>>) {
         let Some(packed) = self.weight(weight).packed() else { return };
-        let (place, blocks) = (self.place(x), &packed.blocks);
-        let items = match by_rows {
-            true => {
-                let rows = self.member.share(place.rows);
-                rows.start * blocks.count..rows.end * blocks.count
-            }
-            false => self.member.share(place.rows * blocks.count),
+        let count = packed.blocks.count;
+        let items = match rows {
+            Some(rows) => rows.start * count..rows.end * count,
+            None => self.member.share(self.place(x).rows * count),
         };
-        let layout = self.machine.quad_layout(place.rows, blocks);
-        for row in items.start / blocks.count..items.end.div_ceil(blocks.count) {
-            let first = row * blocks.count;
-            let items = items.start.max(first) - first..items.end.min(first + blocks.count) - first;
-            let own = |width| layout.row(row, blocks.count, width).slice(items.clone());
-            // SAFETY: by rows, a member reads its own rows; otherwise nobody writes `x` in this
-            // phase. A member writes quads and scales of its own items.
-            let (x, quads, scales) = unsafe {
-                let quads = self.buffers.quads.mat_mut(own(blocks.block / 4));
-                let x = self.buffers.slots.mat(place.slice(row..row + 1));
-                (x, quads, self.buffers.scales.mat_mut(own(1)))
-            };
-            self.machine.run(Quantize { x, blocks, items, quads, scales });
+        for row in items.start / count..items.end.div_ceil(count) {
+            let first = row * count;
+            let blocks = items.start.max(first) - first..items.end.min(first + count) - first;
+            self.quantize_row(x, packed, row, blocks);
         }
+    }
+
+    /// Some blocks of one row.
+    fn quantize_row(&self, x: SlotId, packed: &Packed, row: usize, items: Range<usize>) {
+        let (place, blocks) = (self.place(x), &packed.blocks);
+        let layout = self.machine.quad_layout(place.rows, blocks);
+        let own = |width| layout.row(row, blocks.count, width).slice(items.clone());
+        let columns = match blocks.source {
+            None => items.start * blocks.block..items.end * blocks.block,
+            Some(_) => 0..place.width,
+        };
+        let x = place.slice(row..row + 1).columns(columns.start, columns.len());
+        // SAFETY: nobody else writes these columns of the row before the next barrier: either nobody
+        // writes the slot at all, or this member the row, or these columns. A member writes quads
+        // and scales of its own items.
+        let (x, quads, scales) = unsafe {
+            let quads = self.buffers.quads.mat_mut(own(blocks.block / 4));
+            (self.buffers.slots.mat(x), quads, self.buffers.scales.mat_mut(own(1)))
+        };
+        self.machine.run(Quantize { x: x.row(0), blocks, items, quads, scales });
     }
 
     /// Some tiles of a linear.
@@ -215,27 +239,26 @@ impl Exec<'_> {
         }
     }
 
-    fn head_norm(&self, heads: Heads, weight: WeightId, eps: f32) {
-        let place = self.view(heads.view()).slice(self.my_tokens());
-        // SAFETY: a member touches the rows of its own tokens.
+    fn head_norm(&self, heads: Heads, weight: WeightId, eps: f32, rows: Range<usize>) {
+        let place = self.view(heads.view()).slice(rows);
+        // SAFETY: a member touches rows of its own tokens.
         let heads = unsafe { self.buffers.slots.mat_mut(place) };
         self.machine.run(HeadNorm { heads, weight: self.weight(weight).vector(), eps });
     }
 
-    fn rope(&self, heads: Heads, rope: RopeId) {
-        let rows = self.my_tokens();
+    fn rope(&self, heads: Heads, rope: RopeId, rows: Range<usize>) {
         let (head_width, place) = (heads.width, self.view(heads.view()).slice(rows.clone()));
         let table = self.plan.rope(rope, self.counts).slice(rows);
-        // SAFETY: a member touches the rows of its own tokens.
+        // SAFETY: a member touches rows of its own tokens.
         let (heads, table) =
             unsafe { (self.buffers.slots.mat_mut(place), self.buffers.ropes.mat(table)) };
         self.machine.run(Rotate { heads, head_width, table });
     }
 
-    fn kv_write(&self, layer: KvLayer, k: Heads, v: Heads) {
-        let (rows, cache) = (self.my_tokens(), self.kv(layer));
+    fn kv_write(&self, layer: KvLayer, k: Heads, v: Heads, rows: Range<usize>) {
+        let cache = self.kv(layer);
         let part = |heads: Heads| self.view(heads.view()).slice(rows.clone());
-        // SAFETY: a member reads the rows of its own tokens, which nobody else writes; nobody
+        // SAFETY: a member reads rows of its own tokens, which nobody else writes; nobody
         // reads the caches in this phase.
         let (k, v, keys, values) = unsafe {
             let slots = &self.buffers.slots;
@@ -327,8 +350,10 @@ impl Exec<'_> {
         });
     }
 
-    fn activate(&self, x: SlotId, out: SlotId) {
-        let (x, out) = (self.place(x), self.place(out));
+    /// An activation, and its results to int8 if a weight wants them.
+    fn activate(&self, x: SlotId, to: SlotId, weight: Option<WeightId>) {
+        let (x, out) = (self.place(x), self.place(to));
+        let packed = weight.and_then(|weight| self.weight(weight).packed());
         let parts = out.width.div_ceil(ACTIVATE_COLUMNS);
         for item in self.member.share(out.rows * parts) {
             let (row, start) = (item / parts, item % parts * ACTIVATE_COLUMNS);
@@ -342,6 +367,10 @@ impl Exec<'_> {
                 (gate_up.0, gate_up.1, slots.mat_mut(own(out, start)))
             };
             self.machine.run(GatedSilu { gate: gate.row(0), up: up.row(0), out: out.row(0) });
+            if let Some(packed) = packed {
+                let blocks = start / packed.blocks.block..(start + width) / packed.blocks.block;
+                self.quantize_row(to, packed, row, blocks);
+            }
         }
     }
 

@@ -2,7 +2,6 @@
 
 use super::super::isa::Machine;
 use super::super::quantize::Quantize;
-use super::super::share::Mat;
 use super::super::testing::{GroupedSpec, machines, random_grouped};
 use super::*;
 use proptest::prelude::*;
@@ -22,11 +21,11 @@ fn multiply(
     let layout = machine.quad_layout(rows, blocks);
     let mut quads = vec![0; layout.rows(rows) * blocks.width() / 4];
     let mut scales = vec![BlockScale::ZERO; layout.rows(rows) * blocks.count];
-    for row in 0..rows {
+    for (row, x) in x_mk.chunks(packed.k).enumerate() {
         let place = |width| layout.row(row, blocks.count, width);
         let to =
             (MatMut::at(&mut quads, place(blocks.block / 4)), MatMut::at(&mut scales, place(1)));
-        let (x, items) = (Mat::new(x_mk, packed.k), row * blocks.count..(row + 1) * blocks.count);
+        let items = 0..blocks.count;
         machine.run(Quantize { x, blocks, items, quads: to.0, scales: to.1 });
     }
     let x = Activations { quads: &quads, scales: &scales, layout };

@@ -162,6 +162,15 @@ impl Machine {
         }
     }
 
+    /// Keeps the matrix unit busy, if there is one, and returns its multiplications and additions.
+    pub(crate) fn matrix_products(self, rounds: usize) -> Option<usize> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(unit) => Some(unit.products(rounds)),
+            _ => None,
+        }
+    }
+
     /// Its name.
     pub(crate) fn isa(self) -> Isa {
         match self {

@@ -5,7 +5,7 @@ use super::super::isa::{Isa, Machine};
 use super::super::packed::Packed;
 use super::super::pages::Arena;
 use super::super::quantize::Quantize;
-use super::super::share::{Mat, MatMut, Shared};
+use super::super::share::{MatMut, Shared};
 use super::super::testing::{EmulatedUnit, GroupedSpec, machines, random_grouped};
 use super::*;
 use proptest::prelude::*;
@@ -40,12 +40,11 @@ impl Case<'_> {
         let mut scales = Shared::<BlockScale>::new(&arena, stored).unwrap();
         quads.all_mut().fill(0x5a7f_80a5);
         scales.all_mut().fill(garbage);
-        let x = Mat::new(self.x_mk, self.packed.k);
-        for row in 0..rows {
+        for (row, x) in self.x_mk.chunks(self.packed.k).enumerate() {
             let (quads, scales) = (quads.all_mut(), scales.all_mut());
             let place = |width| layout.row(row, blocks.count, width);
             let to = (MatMut::at(quads, place(per_block)), MatMut::at(scales, place(1)));
-            let items = row * blocks.count..(row + 1) * blocks.count;
+            let items = 0..blocks.count;
             machine.run(Quantize { x, blocks, items, quads: to.0, scales: to.1 });
         }
         let x = Activations { quads: quads.all_mut(), scales: scales.all_mut(), layout };

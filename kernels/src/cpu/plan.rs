@@ -1,8 +1,9 @@
 //! From a program to what the team does: phases, where each slot lies, which barriers are needed.
 //!
 //! A linear over quantized weights becomes two phases, quantize and multiply. Phases that treat
-//! each row by itself and split rows alike need no barrier between them. Not here: running
-//! ([`super::exec`]). Input: a validated program.
+//! each row by itself and split rows alike are a chain: they need no barrier between them, and a few
+//! rows go through all of them before the next few. Not here: running ([`super::exec`]). Input: a
+//! validated program.
 
 use super::matmul;
 use super::share::Place;
@@ -25,6 +26,8 @@ pub(crate) enum Phase {
         /// Split by rows as its predecessor; otherwise by blocks.
         by_rows: bool,
     },
+    /// An activation and then its results to int8: columns that are still in the first-level cache.
+    ActivateQuantize { x: SlotId, out: SlotId, weight: WeightId },
     /// The op itself.
     Op(Op),
 }
@@ -36,10 +39,20 @@ pub(crate) struct Planned {
     pub(crate) barrier: bool,
 }
 
+/// Phases without a barrier between them.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Chain {
+    pub(crate) phases: Range<usize>,
+    /// What rows all of them split; none if that is not so.
+    pub(crate) rows: Option<Rows>,
+}
+
 /// Everything about a program that is the same at every step.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) phases: Vec<Planned>,
+    /// Phases up to the next barrier, and whose rows they split if there are several.
+    pub(crate) chains: Vec<Chain>,
     slots: Vec<SlotPlace>,
     /// Elements of the slot arena.
     pub(crate) arena: usize,
@@ -56,6 +69,9 @@ struct SlotPlace {
     rows: Rows,
     place: Place,
 }
+
+/// Columns of an activation that one item covers.
+pub(crate) const ACTIVATE_COLUMNS: usize = 512;
 
 /// Elements from one row of a slot to the next. Columns of a matrix whose rows are a multiple of some
 /// KiB apart would fall into a few sets of the caches, which then hold the rows of none.
@@ -76,6 +92,7 @@ impl Plan {
         });
         let mut plan = Self {
             phases: phases(program, weights),
+            chains: vec![],
             slots: slots.collect(),
             arena: layout.len,
             ropes: vec![],
@@ -86,6 +103,7 @@ impl Plan {
         plan.place_ropes(program, limits);
         plan.size_scratch(weights, most);
         plan.drop_barriers();
+        plan.chains = plan.chains();
         plan
     }
 
@@ -99,7 +117,11 @@ impl Plan {
 
     fn size_scratch(&mut self, weights: &[Stored], most: RowCounts) {
         for planned in &self.phases {
-            let Phase::Quantize { x, weight, .. } = planned.phase else { continue };
+            let (Phase::Quantize { x, weight, .. } | Phase::ActivateQuantize { x, weight, .. }) =
+                planned.phase
+            else {
+                continue;
+            };
             let Some(packed) = weights[weight.index()].packed() else { continue };
             let rows = matmul::padded_rows(most.of(self.rows(x)), &packed.blocks);
             self.quads = self.quads.max(rows * packed.blocks.width() / 4);
@@ -126,11 +148,27 @@ impl Plan {
         }
     }
 
+    /// All phases by chains.
+    fn chains(&self) -> Vec<Chain> {
+        let mut chains = vec![];
+        let mut start = 0;
+        for (i, planned) in self.phases.iter().enumerate().filter(|(_, planned)| planned.barrier) {
+            let rows = match planned.phase {
+                Phase::Quantize { by_rows: false, .. } => None,
+                ref phase => self.row_split(phase),
+            };
+            chains.push(Chain { phases: start..i + 1, rows });
+            start = i + 1;
+        }
+        chains
+    }
+
     /// Whose rows a phase splits, if it reads and writes nothing but the rows of each member.
     fn row_split(&self, phase: &Phase) -> Option<Rows> {
         match phase {
             Phase::RopeTables => Some(Rows::Tokens),
             Phase::Quantize { x, .. } => Some(self.rows(*x)),
+            Phase::ActivateQuantize { .. } => None,
             Phase::Op(op) => match op {
                 Op::Embed { .. } | Op::Norm { .. } | Op::HeadNorm { .. } => Some(Rows::Tokens),
                 Op::Rope { .. } | Op::KvWrite { .. } => Some(Rows::Tokens),
@@ -183,21 +221,41 @@ fn phases(program: &Program, weights: &[Stored]) -> Vec<Planned> {
     if !program.ropes.is_empty() {
         push(Phase::RopeTables);
     }
-    for step in &program.steps {
-        if let Op::Linear { x, weight, .. } = step.op
-            && weights[weight.index()].packed().is_some()
-        {
-            push(Phase::Quantize { x, weight, by_rows: false });
+    let mut quantized = None;
+    for (i, step) in program.steps.iter().enumerate() {
+        let next = program.steps.get(i + 1).map(|next| &next.op);
+        match step.op {
+            Op::Activate { x, out, .. } if let Some(weight) = follows(out, next, weights) => {
+                push(Phase::ActivateQuantize { x, out, weight });
+                quantized = Some(i + 1);
+                continue;
+            }
+            Op::Linear { x, weight, .. }
+                if weights[weight.index()].packed().is_some() && quantized != Some(i) =>
+            {
+                push(Phase::Quantize { x, weight, by_rows: false });
+            }
+            _ => {}
         }
         push(Phase::Op(step.op.clone()));
     }
     phases
 }
 
+/// The weight of a linear over `x` whose blocks are those of the columns in order, some to a part of
+/// an activation.
+fn follows(x: SlotId, next: Option<&Op>, weights: &[Stored]) -> Option<WeightId> {
+    let Some(&Op::Linear { x: read, weight, .. }) = next else { return None };
+    let blocks = &weights[weight.index()].packed()?.blocks;
+    let in_order = blocks.source.is_none() && ACTIVATE_COLUMNS.is_multiple_of(blocks.block);
+    (read == x && in_order).then_some(weight)
+}
+
 fn touched(phase: &Phase) -> Vec<SlotId> {
     match phase {
         Phase::RopeTables => vec![],
         Phase::Quantize { x, .. } => vec![*x],
+        Phase::ActivateQuantize { x, out, .. } => vec![*x, *out],
         Phase::Op(op) => [op.reads(), op.writes()].concat(),
     }
 }
@@ -205,6 +263,7 @@ fn touched(phase: &Phase) -> Vec<SlotId> {
 fn written(phase: &Phase) -> Vec<SlotId> {
     match phase {
         Phase::RopeTables | Phase::Quantize { .. } => vec![],
+        Phase::ActivateQuantize { out, .. } => vec![*out],
         Phase::Op(op) => op.writes(),
     }
 }

@@ -68,6 +68,7 @@ fn names(plan: &Plan) -> String {
             Phase::RopeTables => "tables",
             Phase::Quantize { by_rows: true, .. } => "quantize-rows",
             Phase::Quantize { by_rows: false, .. } => "quantize",
+            Phase::ActivateQuantize { .. } => "activate-quantize",
             Phase::Op(op) => op.name(),
         };
         format!("{name}{}", if planned.barrier { " | " } else { " " })
@@ -83,6 +84,49 @@ fn row_by_row_phases_need_no_barrier() {
         "tables embed norm quantize-rows | linear | head-norm rope kv-write | attend | \
          activate | gather | quantize | linear | "
     );
+}
+
+#[test]
+fn chains_are_the_phases_between_barriers() {
+    let plan = Plan::new(&program(), &weights(), &LIMITS);
+    let tokens = Some(Rows::Tokens);
+    let expected = [
+        (0..4, tokens),
+        (4..5, None),
+        (5..8, tokens),
+        (8..9, None),
+        (9..10, None),
+        (10..11, None),
+        (11..12, None),
+        (12..13, None),
+    ];
+    assert_eq!(plan.chains, expected.map(|(phases, rows)| Chain { phases, rows }));
+}
+
+#[test]
+fn an_activation_is_quantized_with_the_columns_in_order() {
+    let mut program = program();
+    let [x, h, attn] = [1, 2, 3].map(SlotId);
+    let out = SlotView { slot: SlotId(0), start: 0, width: 64 };
+    let ops = [
+        Op::Activate { kind: Activation::Silu, x: h, out: x },
+        Op::Linear { x, weight: WeightId(0), bias: None, out },
+        Op::Activate { kind: Activation::Silu, x: h, out: attn },
+        Op::Linear { x, weight: WeightId(0), bias: None, out },
+    ];
+    program.steps = ops.map(|op| Step { label: op.name().to_owned(), op }).into();
+    let plan = Plan::new(&program, &weights(), &LIMITS);
+    let expected = "tables | activate-quantize | linear | activate | quantize | linear | ";
+    assert_eq!(names(&plan), expected);
+    assert_eq!(plan.quads, 8 * 16, "room for an activation's quads");
+    for spec in [
+        GroupedSpec { act_order: true, ..GroupedSpec::default() },
+        GroupedSpec { group: 36, k: 72, ..GroupedSpec::default() },
+    ] {
+        let packed = vec![Stored::Packed(Packed::new(&random_grouped(&spec)))];
+        let plan = Plan::new(&program, &packed, &LIMITS);
+        assert!(!names(&plan).contains("activate-quantize"), "{spec:?}");
+    }
 }
 
 #[test]

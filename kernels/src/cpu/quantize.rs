@@ -11,7 +11,7 @@
 //! none of its own, the linears' error bound accounts for it ([`super::grouped`]).
 
 use super::isa::Kernel;
-use super::share::{Mat, MatMut, Place};
+use super::share::{MatMut, Place};
 use super::simd::{LANES, Simd};
 use std::ops::Range;
 
@@ -124,12 +124,12 @@ impl QuadLayout {
     }
 }
 
-/// Quantizes the (row, block) pairs `items`.
+/// Quantizes some blocks of a row.
 #[derive(Debug)]
 pub(crate) struct Quantize<'a> {
-    pub(crate) x: Mat<'a>,
+    /// The whole row; of columns in order, those of the blocks alone.
+    pub(crate) x: &'a [f32],
     pub(crate) blocks: &'a Blocks,
-    /// Item `row of x * blocks.count + block`.
     pub(crate) items: Range<usize>,
     /// `[items, block / 4]`
     pub(crate) quads: MatMut<'a, i32>,
@@ -141,13 +141,12 @@ impl Kernel for Quantize<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let Blocks { count, block, ref source, .. } = *self.blocks;
+        let Blocks { block, ref source, .. } = *self.blocks;
         for (i, item) in self.items.enumerate() {
-            let (row, start) = (self.x.row(item / count), item % count * block);
             let mut x = [0.0; MAX_BLOCK];
             match source {
-                None => x[..block].copy_from_slice(&row[start..start + block]),
-                Some(source) => gather(row, &source[start..start + block], &mut x),
+                None => x[..block].copy_from_slice(&self.x[i * block..][..block]),
+                Some(source) => gather(self.x, &source[item * block..][..block], &mut x),
             }
             self.scales.row(i)[0] = quantize(s, &x, self.quads.row(i));
         }
@@ -206,7 +205,7 @@ mod tests {
     fn run(machine: Machine, x: &[f32], blocks: &Blocks) -> (Vec<i32>, Vec<BlockScale>) {
         let mut quads = vec![0; blocks.width() / 4];
         let mut scales = vec![BlockScale::ZERO; blocks.count];
-        let (x, items) = (Mat::new(x, x.len()), 0..blocks.count);
+        let items = 0..blocks.count;
         let (to, scales_to) =
             (MatMut::new(&mut quads, blocks.block / 4), MatMut::new(&mut scales, 1));
         machine.run(Quantize { x, blocks, items, quads: to, scales: scales_to });

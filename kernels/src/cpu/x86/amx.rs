@@ -10,14 +10,19 @@
 //! they keep their contents between two blocks of it. Linux alone: the system gives tiles to
 //! processes that ask.
 //!
-//! What bounds it, for 16 rows, two tiles and 64 columns (65536 operations), on a core at 2.6 GHz
-//! (Emerald Rapids), as measured one by one in the first-level cache: products take 16 cycles each,
-//! 32; storing dots a cycle a row, 32, beside the next products; scaling 96 vector operations, 48
-//! alone but 96 beside products, which keep the second port for multiplications to themselves. So
-//! a product and what it is scaled with take about as long one after the other as at once, 90 to 100
-//! cycles, 1.8 TOPS a core, of 5.2 for products alone. Hence scaling is spread between tile
-//! instructions, whose latency of 50 cycles it hides, and stays short: sums of a panel in registers.
+//! What bounds it, for 16 rows, two tiles and two blocks of 64 columns (131072 operations): four
+//! products of 16 cycles, storing 64 rows of dots, a cycle each, which products of other registers
+//! hide, and 192 vector operations to scale them, of which two a cycle start, but only one beside
+//! products, since those keep the second port for multiplications to themselves. So 192 cycles are
+//! the least, and 230 were measured out of the caches (Emerald Rapids at 2.6 GHz; 105 for scaling
+//! alone, 75 for the tile instructions alone, 255 with dots stored right after their products,
+//! whose latency is 52 cycles). To turn integers to floats with additions instead, which may start
+//! beside products, was slower (252). Where another program shares the core and uses its matrix unit,
+//! all tile instructions take two to four times as long.
 //! Not here: what is multiplied ([`super::super::matmul`]).
+
+// Loops over tiles and rows count indices: they unroll whole, over registers.
+#![allow(clippy::needless_range_loop)]
 
 use super::super::matmul::{
     Dots, Factors, MatrixRegisters, MatrixUnit, Opened, Opening, PANEL_BLOCKS, Panel, Product,
@@ -57,6 +62,29 @@ impl Amx {
             Ok(avx512) if missing.is_empty() => Ok(Self { avx512 }),
             _ => Err(missing),
         }
+    }
+
+    /// Multiplies tiles out of registers, four products a round, and returns the multiplications and
+    /// additions: the most that the matrix unit can do.
+    pub(crate) fn products(self, rounds: usize) -> usize {
+        let shape = Shape { quads: STRIP_ROWS, rows: STRIP_ROWS };
+        let registers = self.configure(shape);
+        // SAFETY: the registers are configured; what is in them does not matter.
+        unsafe {
+            asm!(
+                "2:",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm4, tmm7",
+                "tdpbssd tmm2, tmm5, tmm6",
+                "tdpbssd tmm3, tmm5, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                rounds = inout(reg) rounds.max(1) => _,
+                options(nostack, nomem),
+            );
+        }
+        drop(registers);
+        rounds.max(1) * 4 * 2 * STRIP_ROWS * LANES * 4 * shape.quads
     }
 
     /// The vector instructions beside it.
@@ -223,7 +251,7 @@ unsafe fn open(codes: &Opening<'_>, out: &mut Opened) {
     let mut ahead = codes.ahead.iter();
     let mut ask = || {
         if let Some(line) = ahead.next() {
-            _mm_prefetch::<_MM_HINT_T0>((&raw const *line).cast());
+            _mm_prefetch::<_MM_HINT_T1>((&raw const *line).cast());
         }
     };
     let out: *mut __m512i = out.as_mut_ptr().cast();
@@ -281,7 +309,7 @@ impl Tiles {
 }
 
 /// Products of block `$block` of the tiles, in registers `$y0` and `$y1`; they are stored later, as
-/// they take 50 cycles.
+/// they take 52 cycles.
 macro_rules! multiply {
     ($tiles:ident, $block:literal, $x:literal, $y0:literal, $y1:literal) => {
         if $block < $tiles.blocks {
