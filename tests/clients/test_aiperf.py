@@ -19,7 +19,7 @@ def test_a_short_profile(server, tmp_path):
     command = [os.environ["AIPERF"], "profile", "--model", "demo", "--url", server.root, "--endpoint-type", "completions"]
     command += ["--streaming", "--tokenizer", str(DEMO), "--concurrency", "4", "--request-count", str(REQUESTS)]
     command += ["--isl", str(PROMPT), "--isl-stddev", "0", "--osl", str(ANSWER), "--extra-inputs", "ignore_eos:true"]
-    # The same texts every time: a drawn one may have tokens that its text, read again, has not.
+    # The same texts every time.
     command += ["--extra-inputs", "temperature:0"]
     command += ["--random-seed", "1", "--no-gpu-telemetry", "--ui", "none", "--artifact-dir", str(tmp_path)]
     # Offline, it looks for the folder in the hub's cache.
@@ -32,6 +32,8 @@ def test_a_short_profile(server, tmp_path):
     assert mean["request_count"] == mean["completed_request_count"] == REQUESTS
     assert mean["total_usage_prompt_tokens"] == REQUESTS * PROMPT
     assert mean["total_usage_completion_tokens"] == REQUESTS * ANSWER
-    # Our counts beside its own tokenizer's, within its tolerance.
-    assert mean["usage_discrepancy_count"] == 0
+    # Its own tokenizer's counts beside ours: a beginning-of-text that it does not count, and texts that have fewer
+    # tokens when they are read again than were made (greedy text is the same everywhere: 1.2 % on average).
+    assert mean["usage_prompt_tokens"] == mean["input_sequence_length"] + 1
+    assert 0 <= mean["usage_completion_tokens_diff_pct"] < 2
     assert 0 < mean["time_to_first_token"] <= mean["request_latency"]

@@ -40,7 +40,8 @@ pub(crate) fn run(args: &BenchArgs, io: &mut Io<'_>) -> anyhow::Result<()> {
     let tests = tests(args)?;
     let subject = Subject::open(&args.subject, args.measuring.device)?;
     let needs = tests.iter().fold(Needs::default(), |most, test| test.needs(most));
-    subject::check_memory(&subject.name, &[(subject.program(), needs.limits())])?;
+    let runners = [(subject.program(), needs.limits())];
+    subject::check_memory(&subject.name, subject.device, &runners)?;
     let mut writer = Writer::new(&STEPS, args.measuring.output);
     for place in places(&args.measuring)? {
         let backend = load::backend(&place.device_args())?;

@@ -19,6 +19,8 @@ use quant::{Bits, FloatType, Format};
 pub(crate) struct Subject {
     /// As it was typed.
     pub(crate) name: String,
+    /// What it runs on.
+    pub(crate) device: DeviceName,
     kind: Kind,
 }
 
@@ -34,7 +36,7 @@ impl Subject {
         let Some(name) = &args.shape else {
             let name = args.model.as_deref().unwrap_or("demo");
             let kind = Kind::Model(Box::new(load::open(name, load::head(args.head, device))?));
-            return Ok(Self { name: name.to_owned(), kind });
+            return Ok(Self { name: name.to_owned(), device, kind });
         };
         let Some(shape) = shapes::find(name) else { bail!(unknown(name)) };
         Ok(Self::made_up(name, shape.spec()?, args, device))
@@ -60,7 +62,7 @@ impl Subject {
         let layers = layers(args.format);
         let formats = Formats { layers, head: head(load::head(args.head, device), layers) };
         let model = SyntheticModel::new(spec, formats);
-        Self { name: name.to_owned(), kind: Kind::Synthetic(Box::new(model)) }
+        Self { name: name.to_owned(), device, kind: Kind::Synthetic(Box::new(model)) }
     }
 
     /// The model, if it is a real one.
@@ -125,8 +127,14 @@ impl Subject {
     }
 }
 
-/// Refuses runners of these programs that together would not fit into the memory that is free now.
-pub(crate) fn check_memory(name: &str, runners: &[(&Program, StepLimits)]) -> anyhow::Result<()> {
+/// Refuses runners of these programs that together would not fit into the memory that is free now. A
+/// GPU does so itself, for its own memory.
+pub(crate) fn check_memory(
+    name: &str,
+    device: DeviceName,
+    runners: &[(&Program, StepLimits)],
+) -> anyhow::Result<()> {
+    let (DeviceName::Cpu | DeviceName::Reference) = device else { return Ok(()) };
     let Some(free) = machine::available_memory() else { return Ok(()) };
     let kv = runners.iter().map(|(program, limits)| {
         let positions = limits.blocks.saturating_mul(limits.block_len);
@@ -229,12 +237,14 @@ mod tests {
             block_len: 1 << 10,
             trace: false,
         };
-        let check = |name, limits| {
+        let check = |name, device, limits| {
             let subject = shape(name, HeadName::Keep);
-            check_memory(name, &[(subject.program(), limits)])
+            check_memory(name, device, &[(subject.program(), limits)])
         };
-        let refused = check("tinyllama-1.1b", limits).unwrap_err().to_string();
+        let refused = check("tinyllama-1.1b", DeviceName::Cpu, limits).unwrap_err().to_string();
         assert!(refused.contains("keys and values"), "{refused}");
-        assert!(check("smollm2-135m", StepLimits { blocks: 1, ..limits }).is_ok());
+        let small = StepLimits { blocks: 1, ..limits };
+        assert!(check("smollm2-135m", DeviceName::Cpu, small).is_ok());
+        assert!(check("tinyllama-1.1b", DeviceName::Cuda(0), limits).is_ok(), "the GPU's to say");
     }
 }

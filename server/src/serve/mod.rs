@@ -214,22 +214,23 @@ fn prefix_caching(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> Pre
     }
 }
 
-/// Bytes that a GPU has left once the model's weights are there, but for a tenth; none without a
-/// GPU, which opening it says.
-fn cuda_room(number: usize, model: &Model) -> Option<u64> {
+/// Bytes that a GPU has left once `weights` bytes are there, but for a tenth; none without a GPU, which
+/// opening it says.
+fn cuda_room(number: usize, weights: usize) -> Option<u64> {
     let device = kernels::cuda::devices().ok()?.into_iter().nth(number)?;
-    let left = device.free.saturating_sub(model.program().weight_bytes());
+    let left = device.free.saturating_sub(weights);
     Some((left / 10 * 9) as u64)
 }
 
 /// Positions for which keys and values are kept.
 fn positions(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> usize {
     let wanted = (args.max_running as usize).saturating_mul(model.spec().context_len as usize);
-    let drafts = draft.and_then(Draft::model).map_or(0, |m| m.program().kv_elements_per_token());
+    let models = || [Some(model), draft.and_then(Draft::model)].into_iter().flatten();
     // Two bytes an element.
-    let bytes = 2 * (model.program().kv_elements_per_token() + drafts).max(1);
+    let elements: usize = models().map(|m| m.program().kv_elements_per_token()).sum();
+    let (bytes, weights) = (2 * elements.max(1), || models().map(|m| m.program().weight_bytes()));
     let room = match args.device.device {
-        DeviceName::Cuda(number) => cuda_room(number, model),
+        DeviceName::Cuda(number) => cuda_room(number, weights().sum()),
         DeviceName::Cpu | DeviceName::Reference => machine::available_memory().map(|free| free / 2),
     };
     let fits = usize::try_from(room.unwrap_or(u64::MAX)).unwrap_or(usize::MAX) / bytes;

@@ -138,7 +138,7 @@ fn check_memory(
     let mut runners = vec![(verifier.program(), config.step_limits())];
     runners.extend(drafting.program().map(|program| (program, config.draft_limits())));
     let name = format!("{} with the draft {}", verifier.name, drafting.name());
-    subject::check_memory(&name, &runners)
+    subject::check_memory(&name, verifier.device, &runners)
 }
 
 #[cfg(test)]
