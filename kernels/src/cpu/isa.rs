@@ -5,7 +5,7 @@
 use super::grouped::GroupedLinear;
 #[cfg(any(test, target_arch = "x86_64"))]
 use super::matmul::MatrixLinear;
-use super::matmul::{self, FEWEST_ROWS};
+use super::matmul::{self, fewest_rows};
 use super::quantize::{Blocks, QuadLayout};
 use super::scalar::Scalar;
 use super::simd::Simd;
@@ -141,7 +141,7 @@ impl Machine {
     /// How activations are to lie for a quantized linear over `rows` rows.
     pub(crate) fn quad_layout(self, rows: usize, blocks: &Blocks) -> QuadLayout {
         let matrix_unit = self.isa() == Isa::Amx;
-        match matrix_unit && rows >= FEWEST_ROWS {
+        match matrix_unit && rows >= fewest_rows(blocks) {
             true => matmul::layout(rows, blocks),
             false => QuadLayout::together(rows, self.run(Together)),
         }
@@ -151,11 +151,11 @@ impl Machine {
     pub(crate) fn multiply(self, linear: GroupedLinear<'_>) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Amx(unit) if linear.out.rows() >= FEWEST_ROWS => {
+            Self::Amx(unit) if linear.out.rows() >= fewest_rows(&linear.weight.blocks) => {
                 unit.avx512().run(MatrixLinear { linear, unit });
             }
             #[cfg(test)]
-            Self::EmulatedAmx(unit) if linear.out.rows() >= FEWEST_ROWS => {
+            Self::EmulatedAmx(unit) if linear.out.rows() >= fewest_rows(&linear.weight.blocks) => {
                 MatrixLinear { linear, unit }.run(Scalar);
             }
             _ => self.run(linear),

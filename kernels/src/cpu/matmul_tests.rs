@@ -157,7 +157,7 @@ fn row_blocks_fit_the_caches_and_the_memory() {
         let fits = |rows| {
             let mut layouts: Vec<_> =
                 [4, TOGETHER].map(|most| QuadLayout::together(rows, most)).to_vec();
-            layouts.extend((rows >= FEWEST_ROWS).then(|| layout(rows, &blocks)));
+            layouts.extend((rows >= fewest_rows(&blocks)).then(|| layout(rows, &blocks)));
             layouts.iter().all(|layout| room >= layout.rows(rows))
         };
         assert!((1..=most).all(fits), "{most}");
@@ -166,10 +166,29 @@ fn row_blocks_fit_the_caches_and_the_memory() {
 
 #[test]
 fn few_rows_do_without_the_matrix_unit() {
-    let blocks = Blocks::new(256, 128, None);
-    for machine in matrix_machines() {
-        assert!(machine.quad_layout(FEWEST_ROWS - 1, &blocks).height <= TOGETHER);
-        assert_eq!(machine.quad_layout(FEWEST_ROWS, &blocks), QuadLayout { height: 8 });
+    for (k, fewest, height) in [(256, 16, 16), (2048, 5, 8)] {
+        let blocks = Blocks::new(k, 128, None);
+        for machine in matrix_machines() {
+            assert!(machine.quad_layout(fewest - 1, &blocks).height <= TOGETHER);
+            assert_eq!(machine.quad_layout(fewest, &blocks), QuadLayout { height });
+        }
+        assert_eq!(Machine::Scalar.quad_layout(100, &blocks), QuadLayout { height: 4 });
     }
-    assert_eq!(Machine::Scalar.quad_layout(100, &blocks), QuadLayout { height: 4 });
+}
+
+#[test]
+fn strips_of_few_rows_are_the_same_bits() {
+    for (bits, zeros) in [(Bits::Four, true), (Bits::Eight, true), (Bits::Eight, false)] {
+        let spec = GroupedSpec { n: 40, k: 1152, group: 128, bits, zeros, ..Default::default() };
+        let packed = Packed::new(&random_grouped(&spec));
+        for rows in 5..=17 {
+            let x = Rng::new(rows as u64).floats(rows * spec.k, 2.0);
+            let case = Case { packed: &packed, bias: None, x_mk: &x };
+            for machine in matrix_machines() {
+                let layout = machine.quad_layout(rows, &packed.blocks);
+                let found = case.run(machine, layout, 2, |linear| machine.multiply(linear));
+                assert_eq!(found, case.expected(), "{rows} rows, {machine:?}");
+            }
+        }
+    }
 }
