@@ -30,12 +30,12 @@ use std::cell::Cell;
 use std::ops::Range;
 
 /// Fewest rows worth the matrix unit while weights come from memory: a strip of one row takes as long as
-/// one of eight, 1.25 times one row in the vector unit, as four rows there do (11264 x 2048 weights,
-/// Emerald Rapids).
+/// one of eight, 1.25 to 1.4 times one row in the vector unit, where eight take 1.6 (11264 x 2048
+/// weights, Emerald Rapids).
 const FEWEST_ROWS: usize = 5;
 
-/// Fewest rows while weights come from a cache, as those of narrow models do: there eight rows take 0.73
-/// to 0.93 of the matrix unit's time in the vector unit, and sixteen 0.9 to 1.4.
+/// Fewest rows while weights come from a cache, as those of narrow models do: there eight rows take 0.8
+/// to 0.95 of the matrix unit's time in the vector unit, and sixteen 1.0 to 1.4.
 const FEWEST_CACHED_ROWS: usize = 16;
 
 /// Columns from which a weight counts as too large for a cache.
@@ -87,7 +87,7 @@ pub(crate) struct Dots(pub(crate) [[[[i32; LANES]; STRIP_ROWS]; 2]; PANEL_BLOCKS
 #[repr(C, align(64))]
 pub(crate) struct Factors {
     pub(crate) scale: [[f32; LANES]; 2],
-    /// 128 less the zero points, times the sum of the activations.
+    /// 128 less the zero points; the sum of the activations times it is left to add.
     pub(crate) rest: [[i32; LANES]; 2],
 }
 

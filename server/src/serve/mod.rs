@@ -228,9 +228,10 @@ fn positions(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> usize {
     let models = || [Some(model), draft.and_then(Draft::model)].into_iter().flatten();
     // Two bytes an element.
     let elements: usize = models().map(|m| m.program().kv_elements_per_token()).sum();
-    let (bytes, weights) = (2 * elements.max(1), || models().map(|m| m.program().weight_bytes()));
+    let (bytes, weights) =
+        (2 * elements.max(1), models().map(|m| m.program().weight_bytes()).sum());
     let room = match args.device.device {
-        DeviceName::Cuda(number) => cuda_room(number, weights().sum()),
+        DeviceName::Cuda(number) => cuda_room(number, weights),
         DeviceName::Cpu | DeviceName::Reference => machine::available_memory().map(|free| free / 2),
     };
     let fits = usize::try_from(room.unwrap_or(u64::MAX)).unwrap_or(usize::MAX) / bytes;
