@@ -67,6 +67,10 @@ pub trait WeightSource: Sync {
     }
 }
 
+/// Output rows of steps asked for ([`Runner::ask`]) before their answers are fetched, together with
+/// those of the last step before them, of any kind: a runner that offers such steps keeps so many.
+pub const ASKED_ROWS: usize = 1024;
+
 /// Makes runners for one device.
 pub trait Backend: Send + std::fmt::Debug {
     /// Short name: `cpu`, `reference`.
@@ -101,16 +105,20 @@ pub trait Runner: Send {
     ///
     /// With `follows` the tokens of `input` are any of the vocabulary: token i of the step is the one
     /// chosen in output row i of the step asked for before, which has as many as this one has tokens.
+    /// Not every token needs an output row of its own: a sequence whose last one is known to be chosen
+    /// leaves the steps so. Without `follows` begins a new chain; answers not fetched are lost.
     ///
     /// # Errors
-    /// As [`Runner::step`]; what was asked for before is then lost.
+    /// As [`Runner::step`], and beyond [`ASKED_ROWS`]; what was asked for before is then lost.
     fn ask(&mut self, input: &StepInput<'_>, follows: bool) -> Result<bool, Error> {
         let _ = (input, follows);
         Ok(false)
     }
 
-    /// The tokens chosen in the steps asked for since the last call, step by step and row by row. None
-    /// where the runner leaves the choice to its caller; tokens that follow such a row mean nothing.
+    /// The tokens chosen in the steps asked for since a chain began, step by step and row by row. None
+    /// where the runner leaves the choice to its caller, who may compute the row's token anew with
+    /// [`Runner::step`] for its logits. Tokens that follow such a row mean nothing, and what was computed
+    /// of them is overwritten when their positions are computed again.
     ///
     /// # Errors
     /// Those of the steps.
