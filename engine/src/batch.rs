@@ -49,6 +49,15 @@ impl Batch {
         }
     }
 
+    /// [`Batch::pack`] for tokens that nobody knows yet, since the runner is still to choose them.
+    pub fn pack_unknown(&mut self, parts: &[StepPart], sequences: &[Sequence], block_len: usize) {
+        self.clear();
+        for part in parts {
+            self.tokens.extend((part.start..part.end).map(|_| TokenId(0)));
+            self.place(part, &sequences[part.sequence], block_len);
+        }
+    }
+
     /// Replaces every token, for a model of another vocabulary.
     pub fn map_tokens(&mut self, map: impl Fn(TokenId) -> TokenId) {
         self.tokens.iter_mut().for_each(|token| *token = map(*token));
@@ -57,6 +66,11 @@ impl Batch {
     /// Asks for all logits, where they are more than what tokens are chosen by.
     pub fn want_logits(&mut self) {
         self.draws.clear();
+    }
+
+    /// Whether tokens are wanted, and all of them can be chosen without their logits.
+    pub fn is_drawn(&self) -> bool {
+        !self.draws.is_empty() && !self.draws.contains(&None)
     }
 
     /// The arrays as packed last.
@@ -86,8 +100,13 @@ impl Batch {
     }
 
     fn push(&mut self, part: &StepPart, sequence: &Sequence, block_len: usize) {
+        self.tokens.extend_from_slice(&sequence.tokens[part.start..part.end]);
+        self.place(part, sequence, block_len);
+    }
+
+    /// Everything but the tokens of a part, which were pushed.
+    fn place(&mut self, part: &StepPart, sequence: &Sequence, block_len: usize) {
         let range = part.start..part.end;
-        self.tokens.extend_from_slice(&sequence.tokens[range.clone()]);
         self.positions.extend(range.clone().map(|p| p as u32));
         self.rope_lens.extend(range.map(|p| sequence.rope_len(p) as u32));
         let end = self.tokens.len() as u32;
@@ -143,8 +162,33 @@ mod tests {
         assert_eq!(input.output_rows, [1, 2, 3]);
         let draw = |position| sampler::draw(&sequences[1].sampling, 0, position);
         assert_eq!(input.draws, [4, 5, 6].map(draw));
-        assert!(input.draws.iter().all(Option::is_some));
+        assert!(input.draws.iter().all(Option::is_some) && batch.is_drawn());
         batch.want_logits();
         assert_eq!(batch.input().draws, []);
+        assert!(!batch.is_drawn());
+    }
+
+    /// Tokens beyond a sequence's own have everything but their ids.
+    #[test]
+    fn packs_tokens_that_are_still_to_be_chosen() {
+        let mut adjusted = sequence(30..36, 2, &[1, 4]);
+        adjusted.sampling.presence_penalty = 0.5;
+        let sequences = [sequence(10..20, 10, &[7, 3, 5]), adjusted];
+        let part = |sequence, start, outputs| StepPart { sequence, start, end: start + 1, outputs };
+        let mut batch = Batch::default();
+        batch.pack_unknown(&[part(0, 11, 1), part(1, 6, 0)], &sequences, 4);
+        let input = batch.input();
+        assert_eq!(input.tokens, [TokenId(0); 2]);
+        assert_eq!((input.positions, input.rope_lens), (&[11, 6][..], &[12, 7][..]));
+        assert_eq!((input.query_ends, input.context_lens), (&[1, 2][..], &[12, 7][..]));
+        assert_eq!(input.block_tables.of(0), [7, 3, 5].map(BlockId));
+        assert_eq!(input.block_tables.of(1), [1, 4].map(BlockId));
+        assert_eq!(input.output_rows, [0]);
+        assert_eq!(input.draws, [sampler::draw(&sequences[0].sampling, 2, 12)]);
+        assert!(batch.is_drawn());
+        batch.pack_unknown(&[part(0, 11, 1), part(1, 6, 1)], &sequences, 4);
+        assert!(!batch.is_drawn(), "a penalty needs more than the row");
+        batch.pack_unknown(&[part(1, 6, 0)], &sequences, 4);
+        assert!(!batch.is_drawn(), "nothing is wanted");
     }
 }

@@ -12,6 +12,8 @@
 //! lengths in [`lengths`]. Not here: policy
 //! ([`crate::scheduler`]), drafters ([`crate::speculation`]), text, threads.
 
+#[cfg(test)]
+mod chain_tests;
 mod cycle;
 mod lengths;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Engines, drafters and requests at random, for the random schedules of [`super::tests`].
 
-use super::scripted::ScriptedRunner;
+use super::scripted::{Asked, Faults, Log, ScriptedRunner};
 use super::tests::steady_len;
 use super::*;
 use crate::grammar::{GrammarSource, Grammars, Guide};
@@ -14,16 +14,26 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use testkit::Rng;
 
-/// A drafter that is right some of the time, perhaps never or always.
-pub(super) fn random_speculation(rng: &mut Rng, config: &EngineConfig) -> Speculation {
+/// A drafter that is right some of the time, perhaps never or always, and the steps of its model,
+/// which are asked for where it can be `asked`.
+pub(super) fn random_speculation(
+    rng: &mut Rng,
+    config: &EngineConfig,
+    asked: Option<Asked>,
+) -> (Speculation, Log) {
     // A padded or a smaller vocabulary, and often a shorter context than the verifier's.
-    let vocab = config.vocab + [0, 0, 3][rng.below(3)] - [0, 0, 2][rng.below(3)];
+    let vocab = config.vocab + [0, 0, 0, 3][rng.below(4)] - [0, 0, 0, 2][rng.below(4)];
     let context_len = config.context_len.min(4 + rng.below(90) as u32);
     let limits = config.draft_limits();
     let right = [0, 30, 70, 90, 100][rng.below(5)];
-    let runner = Box::new(ScriptedRunner::draft(limits, vocab, right).steady(steady_len(config)));
-    let map = VocabMap::same(config.vocab, vocab);
-    let model = DraftModel::new(runner, &limits, map, context_len);
+    let nan_after = (rng.below(4) == 0).then(|| TokenId(rng.below(config.vocab) as u32));
+    let runner = ScriptedRunner::draft(limits, vocab, right)
+        .steady(steady_len(config))
+        .within(context_len)
+        .faulty(Faults { nan_after, fail_at: None })
+        .asked(asked);
+    let (log, map) = (runner.log(), VocabMap::same(config.vocab, vocab));
+    let model = DraftModel::new(Box::new(runner), &limits, map, context_len);
     let lookup = LookupRule { least_match: 1 + rng.below(3) };
     let drafter = match rng.below(4) {
         0 => Drafter::Lookup(lookup),
@@ -36,7 +46,7 @@ pub(super) fn random_speculation(rng: &mut Rng, config: &EngineConfig) -> Specul
     } else {
         Length::Auto(Box::new(Policy::new(random_costs(rng), rng.below(20))))
     };
-    Speculation { drafter, length, rule }
+    (Speculation { drafter, length, rule }, log)
 }
 
 /// Costs of which some make drafting free, some make it absurd.
@@ -80,17 +90,26 @@ pub(super) fn random_request(rng: &mut Rng, config: &EngineConfig) -> Request {
     }
 }
 
+/// The request with nothing in the way of choosing its tokens by their logits alone.
+pub(super) fn drawn(request: Request) -> Request {
+    let SamplingParams { temperature, seed, min_tokens, .. } = request.sampling;
+    let end_tokens = request.sampling.end_tokens;
+    let sampling =
+        SamplingParams { temperature, seed, min_tokens, end_tokens, ..Default::default() };
+    Request { sampling, guide: None, logprobs: None, ..request }
+}
+
 thread_local! {
     /// Grammars by vocabulary: they take long to make.
     static GRAMMARS: RefCell<HashMap<usize, Grammars>> = RefCell::default();
 }
 
-/// A guide for one in four, over tokens that are the bytes from `!` on, the last but one two of
+/// A guide for two in five, over tokens that are the bytes from `!` on, the last but one two of
 /// them, the last one an end token. Some grammars need what a small vocabulary lacks.
 fn random_guide(rng: &mut Rng, vocab: usize) -> Option<Guide> {
     const REGEXES: [&str; 6] =
         ["[!-/]*", "(!\"|#+|[$]){1,9}", "[!-\"]{3}[!-&]{5,8}", "(!|\"|#!)*", "!{2}[#-I]+", "\"+"];
-    if rng.below(4) > 0 {
+    if rng.below(5) > 1 {
         return None;
     }
     let mut words: Vec<Vec<u8>> = (b'!'..).take(vocab).map(|byte| vec![byte]).collect();

@@ -3,8 +3,9 @@
 //! It stores what a KV write would (token, position, rotary speeds) at the slot the block table
 //! names, and reads the visible context back through the table. So a wrong table, position, length
 //! or order, a stale or shared block changes the logits; memory nobody wrote, and poison, panics.
+//! If a test says so it can be asked for steps that follow each other, and is strict about them.
 
-use kernels::backend::RunnerMemory;
+use kernels::backend::{ASKED_ROWS, RunnerMemory};
 use kernels::program::{SlotId, TokenId};
 use kernels::reference::choose;
 use kernels::{Draw, Error, Runner, StepInput, StepLimits, StepOutput};
@@ -19,9 +20,25 @@ pub(crate) struct Faults {
     pub(crate) nan_after: Option<TokenId>,
 }
 
-/// Sizes of the steps that ran, for the test that owns the other half of it.
+/// How a runner answers that can be asked for steps.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Asked {
+    /// Of 100 rows, how many are left to the host.
+    pub(crate) unclear: u64,
+    /// Answers that it forgets.
+    pub(crate) lost: usize,
+}
+
+/// What a runner did, for the test that owns the other half of it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<StepSize>>>);
+pub(crate) struct Log(Arc<Mutex<Logged>>);
+
+#[derive(Debug, Default)]
+struct Logged {
+    steps: Vec<StepSize>,
+    trips: usize,
+    chains: usize,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StepSize {
@@ -31,8 +48,25 @@ pub(crate) struct StepSize {
 }
 
 impl Log {
+    /// Sizes of the steps that ran since the last call.
     pub(crate) fn take(&self) -> Vec<StepSize> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut self.0.lock().unwrap().steps)
+    }
+
+    /// How often somebody waited for results since the last call.
+    pub(crate) fn trips(&self) -> usize {
+        std::mem::take(&mut self.0.lock().unwrap().trips)
+    }
+
+    /// How many chains of several steps were asked for since the last call.
+    pub(crate) fn chains(&self) -> usize {
+        std::mem::take(&mut self.0.lock().unwrap().chains)
+    }
+
+    fn wait(&self, steps: usize) {
+        let mut log = self.0.lock().unwrap();
+        log.trips += 1;
+        log.chains += usize::from(steps > 1);
     }
 }
 
@@ -47,13 +81,54 @@ pub(crate) struct ScriptedRunner {
     right: u64,
     /// Lengths up to here choose the same rotary speeds.
     steady_len: u32,
+    /// No position may lie beyond.
+    context_len: u32,
     log: Log,
+    asked: Option<Asked>,
+    /// Output rows of the last step, and of the last one before the chain of steps that was asked
+    /// for; how many these are.
+    outputs: usize,
+    before: usize,
+    asked_steps: usize,
+    /// Tokens chosen in the last step of that chain, and in all of them.
+    last: Vec<Option<TokenId>>,
+    kept: Vec<Option<TokenId>>,
 }
 
 impl ScriptedRunner {
     pub(crate) fn new(limits: StepLimits, vocab: usize, faults: Faults) -> Self {
         let kv = vec![None; limits.blocks * limits.block_len];
-        Self { limits, vocab, kv, faults, right: 100, steady_len: 0, log: Log::default() }
+        Self {
+            limits,
+            vocab,
+            kv,
+            faults,
+            right: 100,
+            steady_len: 0,
+            context_len: u32::MAX,
+            log: Log::default(),
+            asked: None,
+            outputs: 0,
+            before: 0,
+            asked_steps: 0,
+            last: vec![],
+            kept: vec![],
+        }
+    }
+
+    /// One that can be asked for steps.
+    pub(crate) fn asked(self, asked: Option<Asked>) -> Self {
+        Self { asked, ..self }
+    }
+
+    /// One with other faults.
+    pub(crate) fn faulty(self, faults: Faults) -> Self {
+        Self { faults, ..self }
+    }
+
+    /// One whose context is so long.
+    pub(crate) fn within(self, context_len: u32) -> Self {
+        Self { context_len, ..self }
     }
 
     /// One whose rotary speeds are the same up to this length.
@@ -95,6 +170,7 @@ impl ScriptedRunner {
         assert_eq!(input.query_ends[s - 1] as usize, t);
         assert!(input.output_rows.is_sorted_by(|a, b| a < b));
         assert!(input.output_rows.last().is_none_or(|&r| (r as usize) < t));
+        assert!(input.positions.iter().all(|&p| p < self.context_len), "beyond the context");
     }
 
     /// Nobody reads or writes a block in the step in which another sequence writes to it.
@@ -132,6 +208,42 @@ impl ScriptedRunner {
 }
 
 impl ScriptedRunner {
+    /// Runs a step, or fails as the script says; leaves the logits of its output rows.
+    fn compute(&mut self, input: &StepInput<'_>, logits: &mut Vec<f32>) -> Result<(), Error> {
+        self.check(input);
+        self.check_writers(input);
+        self.count(input)?;
+        self.outputs = input.output_rows.len();
+        let owners = self.write(input);
+        logits.clear();
+        for &row in input.output_rows {
+            let row = row as usize;
+            let hash = self.context(input, owners[row], input.positions[row]);
+            let wrong = mix(hash ^ 1) % 100 >= self.right;
+            let hash = if wrong { mix(hash) } else { hash };
+            let spoilt = self.faults.nan_after == Some(input.tokens[row]);
+            let logit = |v| if spoilt { f32::NAN } else { logit(hash, v) };
+            logits.extend((0..self.vocab as u32).map(logit));
+        }
+        Ok(())
+    }
+
+    fn count(&self, input: &StepInput<'_>) -> Result<(), Error> {
+        let mut log = self.log.0.lock().unwrap();
+        log.steps.push(StepSize {
+            tokens: input.tokens.len(),
+            sequences: input.query_ends.len(),
+            outputs: input.output_rows.len(),
+        });
+        assert!(log.steps.len() < 1_000_000, "somebody asks again and again");
+        match self.faults.fail_at {
+            Some(n) if n + 1 == log.steps.len() => {
+                Err(Error::Input { reason: "scripted".to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Chooses every other token itself and spoils its row, which nobody may look at then.
     fn choose(&self, draws: &[Option<Draw>], output: &mut StepOutput) {
         let rows = output.logits.chunks_exact_mut(self.vocab).zip(draws);
@@ -143,36 +255,57 @@ impl ScriptedRunner {
         });
         output.chosen.extend(chosen);
     }
+
+    /// The tokens of a step that is asked for: any where the row before was left to the host.
+    fn follow(&mut self, input: &StepInput<'_>, follows: bool) -> Vec<TokenId> {
+        if !follows {
+            self.kept.clear();
+            (self.before, self.asked_steps) = (self.outputs, 1);
+            return input.tokens.to_vec();
+        }
+        assert_eq!(
+            input.tokens.len(),
+            self.last.len(),
+            "each chosen token is one of the next step"
+        );
+        self.asked_steps += 1;
+        let any = TokenId(self.vocab as u32 - 1);
+        self.last.iter().map(|token| token.unwrap_or(any)).collect()
+    }
 }
 
 impl Runner for ScriptedRunner {
     fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
-        self.check(input);
-        self.check_writers(input);
-        let size = StepSize {
-            tokens: input.tokens.len(),
-            sequences: input.query_ends.len(),
-            outputs: input.output_rows.len(),
-        };
-        let mut log = self.log.0.lock().unwrap();
-        log.push(size);
-        if self.faults.fail_at.is_some_and(|n| n + 1 == log.len()) {
-            return Err(Error::Input { reason: "scripted".to_owned() });
-        }
-        drop(log);
-        let owners = self.write(input);
+        self.log.wait(1);
+        self.compute(input, &mut output.logits)?;
         output.chosen.clear();
-        output.logits.clear();
-        for &row in input.output_rows {
-            let row = row as usize;
-            let hash = self.context(input, owners[row], input.positions[row]);
-            let wrong = mix(hash ^ 1) % 100 >= self.right;
-            let hash = if wrong { mix(hash) } else { hash };
-            let spoilt = self.faults.nan_after == Some(input.tokens[row]);
-            let logit = |v| if spoilt { f32::NAN } else { logit(hash, v) };
-            output.logits.extend((0..self.vocab as u32).map(logit));
-        }
         self.choose(input.draws, output);
+        Ok(())
+    }
+
+    fn ask(&mut self, input: &StepInput<'_>, follows: bool) -> Result<bool, Error> {
+        let Some(Asked { unclear, .. }) = self.asked else { return Ok(false) };
+        let (tokens, mut logits) = (self.follow(input, follows), vec![]);
+        let rows = input.output_rows.len();
+        assert!(rows > 0 && input.draws.len() == rows, "each row has a draw");
+        assert!(self.before + self.kept.len() + rows <= ASKED_ROWS, "too much is asked for");
+        self.compute(&StepInput { tokens: &tokens, ..*input }, &mut logits)?;
+        let rows = logits.chunks_exact(self.vocab).zip(input.draws);
+        let chosen = rows.map(|(logits_v, draw)| {
+            let draw = draw.expect("each row has a draw");
+            choose(logits_v, draw).filter(|_| mix(draw.key ^ 1) % 100 >= unclear)
+        });
+        self.last = chosen.collect();
+        self.kept.extend_from_slice(&self.last);
+        Ok(true)
+    }
+
+    fn answers(&mut self, out: &mut Vec<Option<TokenId>>) -> Result<(), Error> {
+        self.log.wait(self.asked_steps);
+        self.last.clear();
+        out.clear();
+        out.append(&mut self.kept);
+        out.truncate(out.len() - self.asked.map_or(0, |asked| asked.lost));
         Ok(())
     }
 

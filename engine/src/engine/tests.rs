@@ -1,7 +1,7 @@
 //! The engine over the scripted runner: what requests get never depends on how they are scheduled.
 
-use super::random::{random_config, random_request, random_speculation};
-use super::scripted::{Faults, Log, ScriptedRunner, StepSize, expected_logits};
+use super::random::{drawn, random_config, random_request, random_speculation};
+use super::scripted::{Asked, Faults, Log, ScriptedRunner, StepSize, expected_logits};
 use super::*;
 use crate::grammar::Guide;
 use crate::logprobs::token_logprob;
@@ -178,6 +178,10 @@ struct Coverage {
     /// follow because of that.
     sharing: usize,
     locked: usize,
+    /// Chains of steps that a draft model was asked for; how often it was waited for in the same runs,
+    /// step by step and with chains.
+    chains: usize,
+    trips: [usize; 2],
 }
 
 /// One random run: requests arrive and are cancelled at random while steps go on.
@@ -185,6 +189,12 @@ struct Run {
     rng: Rng,
     engine: Engine,
     log: Log,
+    /// Steps of the draft model, if there is one.
+    drafted: Option<Log>,
+    /// Whether only tokens are wanted that their logits alone decide.
+    drawn: bool,
+    /// All events so far.
+    events: Vec<Event>,
     /// Accepted requests and whether they were cancelled.
     open: BTreeMap<RequestId, (Request, bool)>,
     outcomes: BTreeMap<RequestId, Outcome>,
@@ -201,23 +211,28 @@ struct Run {
 }
 
 impl Run {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, asked: Option<Asked>) -> Self {
         let mut rng = Rng::new(seed);
         let config = random_config(&mut rng);
         let (mut engine, log) = engine_with(config, Faults::default());
-        let mut other_text = false;
+        let (mut other_text, mut drafted) = (false, None);
         if rng.below(4) > 0 {
-            let speculation = random_speculation(&mut rng, &config);
+            let (mut speculation, log) = random_speculation(&mut rng, &config, asked);
+            drafted = speculation.drafter.model().map(|_| log);
             other_text = speculation.rule == Rule::Rejection;
             engine = engine.with_speculation(speculation);
         }
         let (open, outcomes) = (BTreeMap::new(), BTreeMap::new());
         let mut token = || TokenId(rng.below(config.vocab) as u32);
         let texts = (0..2).map(|_| (0..config.context_len).map(|_| token()).collect()).collect();
+        let drawn = rng.below(3) == 0;
         Self {
             rng,
             engine,
             log,
+            drafted,
+            drawn,
+            events: vec![],
             open,
             outcomes,
             steps_left: 0,
@@ -233,6 +248,7 @@ impl Run {
     /// A random request; of three, two begin as others do or go on where another ended.
     fn request(&mut self) -> Request {
         let mut request = random_request(&mut self.rng, self.engine.config());
+        request = if self.drawn { drawn(request) } else { request };
         let (len, n) = (request.prompt.len(), self.rng.below(3));
         match self.rng.below(6) {
             0 | 1 => return request,
@@ -288,6 +304,7 @@ impl Run {
         }
         let mut events = Vec::new();
         let progress = self.engine.step(&mut events).unwrap();
+        self.events.extend_from_slice(&events);
         let sources = collect(&mut self.outcomes, &mut events);
         self.sources.drafted += sources.drafted;
         self.sources.corrected += sources.corrected;
@@ -369,6 +386,22 @@ impl Run {
     }
 }
 
+/// What a draft model is asked for is what it does step by step: runs have the same events, with
+/// the same counts; how often each waits.
+fn check_asked(seed: u64, run: &Run, coverage: &mut Coverage) {
+    let Some(drafted) = &run.drafted else { return };
+    let chains = drafted.chains();
+    if chains == 0 {
+        return;
+    }
+    let mut plain = Run::new(seed, None);
+    plain.all();
+    assert_eq!(run.events, plain.events);
+    let trips = [plain.drafted.map_or(0, |log| log.trips()), drafted.trips()];
+    coverage.chains += chains;
+    (0..2).for_each(|i| coverage.trips[i] += trips[i]);
+}
+
 /// The engine's main promise: tokens do not depend on arrivals, budgets, chunks, pools, preemption,
 /// cancelled neighbours, dead memory or drafters.
 #[test]
@@ -376,9 +409,11 @@ fn any_schedule_gives_each_request_what_it_gets_alone() {
     let mut coverage = Coverage::default();
     for seed in 0..4000 {
         let attempt = std::panic::AssertUnwindSafe(|| {
-            let mut run = Run::new(seed);
+            let asked = Asked { unclear: [0, 5, 40][seed as usize % 3], lost: 0 };
+            let mut run = Run::new(seed, Some(asked));
             run.all();
             run.check(&mut coverage);
+            check_asked(seed, &run, &mut coverage);
         });
         if let Err(panic) = std::panic::catch_unwind(attempt) {
             eprintln!("failed at seed {seed}");
@@ -389,7 +424,8 @@ fn any_schedule_gives_each_request_what_it_gets_alone() {
     let Coverage { preemptions, refused, cancelled, too_large, stopped, mixed_steps, .. } =
         coverage;
     let Coverage { sources: Sources { drafted, corrected, bonus }, .. } = coverage;
-    let Coverage { cached, sharing, locked, guided, forbidden, .. } = coverage;
+    let Coverage { cached, sharing, locked, guided, forbidden, chains, trips, .. } = coverage;
+    assert!(chains > 1000 && trips[1] < trips[0] * 9 / 10, "too little was asked for");
     assert!(guided > 10_000 && forbidden > 100, "too little was forbidden");
     assert!(cached > 10_000 && sharing > 3000 && locked > 500, "too little was shared");
     assert!(drafted > 10_000 && corrected > 10_000 && bonus > 2_000, "too little was drafted");

@@ -4,9 +4,12 @@
 //! lie in the sequence's own KV blocks (in its own memory for them), so one block table serves
 //! both, and giving a sequence up or going back to an earlier length costs nothing. Where it lags
 //! behind (it was not asked for a while), it first catches up within a step's limits. Blocks that
-//! sequences share ([`crate::sharing`]) it writes to for one of them alone.
+//! sequences share ([`crate::sharing`]) it writes to for one of them alone. Where the runner can go
+//! from step to step by itself, it does ([`chain`]).
 //!
 //! Not here: whether drafting pays, acceptance. All sequences draft in one batch.
+
+mod chain;
 
 use super::vocab::VocabMap;
 use super::{Rule, rejection};
@@ -15,6 +18,7 @@ use crate::batch::Batch;
 use crate::sampler::{Law, LogitsError, Sampler};
 use crate::scheduler::StepPart;
 use crate::sequence::Sequence;
+use chain::Chain;
 use kernels::program::TokenId;
 use kernels::{Runner, StepLimits, StepOutput};
 
@@ -34,6 +38,7 @@ pub struct DraftModel {
     /// What the next step of the draft computes, and up to which length its sequence may grow.
     parts: Vec<StepPart>,
     ends: Vec<usize>,
+    chain: Chain,
 }
 
 impl std::fmt::Debug for DraftModel {
@@ -67,6 +72,7 @@ impl DraftModel {
             allowed_v: Vec::new(),
             parts: Vec::new(),
             ends: Vec::new(),
+            chain: Chain::default(),
         }
     }
 
@@ -93,17 +99,25 @@ impl DraftModel {
     ) -> Result<(), Error> {
         self.start(parts, sequences);
         while !self.parts.is_empty() {
-            self.batch.pack(&self.parts, sequences, self.limits.block_len);
-            if !self.vocab.is_identity() {
-                self.batch.map_tokens(|token| self.vocab.to_draft(token));
+            self.pack(sequences, rule);
+            if !self.propose_chain(sequences)? {
+                self.runner.step(&self.batch.input(), &mut self.output)?;
+                self.sample(sequences, rule);
             }
-            if !self.vocab.is_identity() || rule == Rule::Rejection {
-                self.batch.want_logits();
-            }
-            self.runner.step(&self.batch.input(), &mut self.output)?;
-            self.sample(sequences, rule);
         }
         Ok(())
+    }
+
+    /// Packs the next step; where the runner's own choice is not the draft's, all logits are wanted.
+    fn pack(&mut self, sequences: &[Sequence], rule: Rule) {
+        self.batch.pack(&self.parts, sequences, self.limits.block_len);
+        if !self.vocab.is_identity() {
+            self.batch.map_tokens(|token| self.vocab.to_draft(token));
+        }
+        let by_law = |part: &StepPart| is_by_law(&sequences[part.sequence], rule);
+        if !self.vocab.is_identity() || self.parts.iter().any(by_law) {
+            self.batch.want_logits();
+        }
     }
 
     /// The first step: catching up with the verifier, as far as the limits allow.
@@ -172,15 +186,19 @@ fn is_open(sequence: &Sequence) -> bool {
     sequence.draft.computed >= sequence.draft.locked
 }
 
+/// Whether the law that its proposed tokens are drawn from is wanted.
+fn is_by_law(sequence: &Sequence, rule: Rule) -> bool {
+    rule == Rule::Rejection && sequence.sampling.temperature > 0.0
+}
+
 /// Appends the draft's choice to `sequence` as a proposed token; whether to go on. A row without
 /// a choice (the draft computed no finite logits) proposes nothing: the verifier goes on alone.
 fn propose(sampler: &mut Sampler, logits_v: &[f32], sequence: &mut Sequence, rule: Rule) -> bool {
-    let choice = match rule {
-        Rule::Rejection if sequence.sampling.temperature > 0.0 => draw(sampler, logits_v, sequence),
-        _ => {
-            let position = sequence.tokens.len() as u32;
-            sampler.sample(logits_v, &sequence.history(), &sequence.sampling, position)
-        }
+    let choice = if is_by_law(sequence, rule) {
+        draw(sampler, logits_v, sequence)
+    } else {
+        let position = sequence.tokens.len() as u32;
+        sampler.sample(logits_v, &sequence.history(), &sequence.sampling, position)
     };
     let Ok(token) = choice else { return false };
     sequence.propose(token)
