@@ -22,11 +22,10 @@
 
 use super::isa::Kernel;
 use super::kv::KvShape;
-use super::math;
 use super::products::{Dots, Mix, Run};
 use super::share::{Mat, MatMut};
 use super::simd::{LANES, Simd};
-use super::softmax::{CHUNK, Weights};
+use super::softmax::{CHUNK, Soften, Weights};
 use crate::program::{BlockId, Mask};
 use std::array::from_ref;
 use std::ops::Range;
@@ -233,7 +232,8 @@ impl<'a> Attend<'a> {
                 (2 | 3, 4) => self.block::<S, 2, 2>(s, at, queries, all),
                 (2 | 3, _) => self.block::<S, 2, 4>(s, at, queries, all),
                 (_, 4) => self.block::<S, 4, 1>(s, at, queries, all),
-                (_, _) => self.block::<S, 4, 4>(s, at, queries, all),
+                (4..8, _) => self.block::<S, 4, 4>(s, at, queries, all),
+                (_, _) => self.block::<S, 8, 2>(s, at, queries, all),
             };
             (queries, all, ahead) = (&queries[done..], &mut all[done..], &[]);
         }
@@ -292,17 +292,17 @@ impl<'a> Attend<'a> {
     /// maximums and sums, and rescales outputs that were summed under another maximum.
     #[inline(always)]
     fn soften<S: Simd>(&mut self, s: S, queries: &mut [Query], all: &mut [Weights]) {
-        let mut factors = [0.0; LANES];
-        for ((query, weights), fallen) in queries.iter_mut().zip(&mut *all).zip(&mut factors) {
-            let max = weights.max(s, query.max);
-            *fallen = query.max - max;
-            query.max = max;
+        let mut max = [0.0; LANES];
+        for (query, max) in queries.iter().zip(&mut max) {
+            *max = query.max;
         }
-        s.store(math::exp(s, s.load(&factors)), &mut factors);
-        for ((query, weights), factor) in queries.iter_mut().zip(all).zip(factors) {
-            query.sum = query.sum * factor + weights.soften(s, query.max);
-            if factor != 1.0 {
-                scale(self.out(query), factor);
+        let (mut factors, mut sums) = ([0.0; LANES], [0.0; LANES]);
+        s.apart(Soften { all, max: &mut max, factors: &mut factors, sums: &mut sums });
+        for (i, query) in queries.iter_mut().enumerate().take(all.len()) {
+            query.max = max[i];
+            query.sum = query.sum * factors[i] + sums[i];
+            if factors[i] != 1.0 {
+                scale(self.out(query), factors[i]);
             }
         }
     }
@@ -368,7 +368,8 @@ impl<'a> Attend<'a> {
         for v in 0..V {
             tiles[v] = [runs[v].tile, ahead.get(v).map_or(&[], |run| run.tile)];
         }
-        let dots = s.apart(Dots { tiles, q, scale: self.scale });
+        let mut dots = [[[0.0; LANES]; V]; H];
+        s.apart(Dots { tiles, q, scale: self.scale, dots: &mut dots });
         for v in 0..V {
             let Run { at, count, lane, .. } = runs[v];
             for h in 0..H {
@@ -418,8 +419,11 @@ impl<'a> Attend<'a> {
         for h in 0..H {
             for v in 0..V {
                 let out = &self.out(&queries[h])[(vector + v) * LANES..];
-                let count = out.len().min(LANES);
-                sums[h][v][..count].copy_from_slice(&out[..count]);
+                match out.first_chunk() {
+                    // Of known length, so that it is no call.
+                    Some(out) => sums[h][v] = *out,
+                    None => sums[h][v][..out.len()].copy_from_slice(out),
+                }
             }
         }
         let columns = [self.shape.vectors(), vector];
@@ -427,8 +431,10 @@ impl<'a> Attend<'a> {
         for h in 0..H {
             for v in 0..V {
                 let out = &mut self.out(&queries[h])[(vector + v) * LANES..];
-                let count = out.len().min(LANES);
-                out[..count].copy_from_slice(&sums[h][v][..count]);
+                match out.first_chunk_mut() {
+                    Some(out) => *out = sums[h][v],
+                    None => out.copy_from_slice(&sums[h][v][..out.len()]),
+                }
             }
         }
     }

@@ -55,6 +55,9 @@ const FEW_ROWS: usize = STRIP_ROWS / 2;
 /// Blocks of a panel.
 pub(crate) const PANEL_BLOCKS: usize = 2;
 
+/// Blocks and tiles of a panel, which are opened one by one.
+const PARTS: usize = 2 * PANEL_BLOCKS;
+
 /// Most quads of a block, the depth of a matrix tile.
 pub(crate) const BLOCK_QUADS: usize = MAX_BLOCK / 4;
 
@@ -194,7 +197,7 @@ pub(crate) struct MatrixLinear<'a, U> {
 struct Scratch {
     sums: [[[f32; LANES]; MAX_ROWS]; 2],
     dots: [Dots; 2],
-    panel: Panel,
+    panels: [Panel; 2],
     factors: [[Factors; PANEL_BLOCKS]; 2],
 }
 
@@ -204,7 +207,7 @@ impl Scratch {
         Self {
             sums: [[[0.0; LANES]; MAX_ROWS]; 2],
             dots: [Dots([[[[0; LANES]; STRIP_ROWS]; 2]; PANEL_BLOCKS]); 2],
-            panel: [[[Line([0; 64]); BLOCK_QUADS]; 2]; PANEL_BLOCKS],
+            panels: [[[[Line([0; 64]); BLOCK_QUADS]; 2]; PANEL_BLOCKS]; 2],
             factors: [[factors; PANEL_BLOCKS]; 2],
         }
     };
@@ -327,25 +330,33 @@ impl<'a, R: MatrixRegisters> Job<'a, R> {
     /// before it are scaled, so that both units work at once.
     #[inline(always)]
     fn add_up<S: Simd>(&self, s: S, scratch: &mut Scratch, mut results: Results<'_, '_>) {
-        let Scratch { sums, dots: [next_dots, last_dots], panel, factors } = scratch;
+        let Scratch { sums, dots: [next_dots, last_dots], panels: [panel, after], factors } =
+            scratch;
         let (mut next_dots, mut last_dots) = (next_dots, last_dots);
+        let (mut panel, mut after) = (panel, after);
         for sums in &mut *sums {
             sums[..self.rows.next_multiple_of(FEW_ROWS)].fill([0.0; LANES]);
         }
         let count = self.weight.blocks.count;
         let share = self.rows.div_ceil(count.div_ceil(PANEL_BLOCKS));
+        let strips = self.rows.div_ceil(STRIP_ROWS);
         let mut pending: Option<Pending> = None;
+        (0..PARTS).for_each(|part| self.open(s, 0, part, panel, &mut factors[0]));
         for block in (0..count).step_by(PANEL_BLOCKS) {
             let first = block / PANEL_BLOCKS * share;
             results.ask(s, first.min(self.rows)..self.rows.min(first + share));
-            self.open(s, block, panel, &mut factors[block / PANEL_BLOCKS % 2]);
-            for row in (0..self.rows).step_by(STRIP_ROWS) {
+            for (i, row) in (0..self.rows).step_by(STRIP_ROWS).enumerate() {
                 let last = pending.map(|last| self.scaling(last, last_dots, factors, sums));
                 let next = self.product((block, row), panel, next_dots);
                 self.registers.step(Some(next), last);
                 (next_dots, last_dots) = (last_dots, next_dots);
                 pending = Some(Pending { block, row });
+                for part in PARTS * i / strips..PARTS * (i + 1) / strips {
+                    let next = block + PANEL_BLOCKS;
+                    self.open(s, next, part, after, &mut factors[next / PANEL_BLOCKS % 2]);
+                }
             }
+            (panel, after) = (after, panel);
         }
         let last = pending.map(|last| self.scaling(last, last_dots, factors, sums));
         self.registers.step(None, last);
@@ -358,38 +369,39 @@ impl<'a, R: MatrixRegisters> Job<'a, R> {
         block..self.weight.blocks.count.min(block + PANEL_BLOCKS)
     }
 
-    /// Opens the panel that begins at `block`.
+    /// Opens one of [`PARTS`] of the panel that begins at `block`, if there is one.
     #[inline(always)]
     fn open<S: Simd>(
         &self,
         s: S,
         block: usize,
+        part: usize,
         panel: &mut Panel,
         factors: &mut [Factors; PANEL_BLOCKS],
     ) {
-        let blocks = &self.weight.blocks;
-        for ((b, panel), factors) in self.blocks(block).zip(panel).zip(factors) {
-            for (t, (index, tile)) in self.tiles.iter().enumerate() {
-                let group = b / blocks.per_group;
-                let zeros = match tile.zeros {
-                    TileZeros::All(zero) => [zero as u8; LANES],
-                    TileZeros::Each(all) => all[group],
-                };
-                if self.rest {
-                    factors.rest[t] = zeros.map(|zero| MIDDLE - i32::from(zero));
-                }
-                self.weight.ask_group(s, *index, group + LATER);
-                s.store(scale(s, tile, group), &mut factors.scale[t]);
-                let lines = self.weight.block_lines();
-                let codes = Opening {
-                    bits: self.weight.bits,
-                    lines: &tile.codes[b * lines..][..lines],
-                    zeros: &zeros,
-                    ahead: self.ahead(*index, b + PANELS_AHEAD * PANEL_BLOCKS),
-                };
-                self.registers.open(codes, &mut panel[t]);
-            }
+        let (i, t, blocks) = (part / 2, part % 2, &self.weight.blocks);
+        let b = block + i;
+        if b >= blocks.count {
+            return;
         }
+        let ((index, tile), group) = (&self.tiles[t], b / blocks.per_group);
+        let zeros = match tile.zeros {
+            TileZeros::All(zero) => [zero as u8; LANES],
+            TileZeros::Each(all) => all[group],
+        };
+        if self.rest {
+            factors[i].rest[t] = zeros.map(|zero| MIDDLE - i32::from(zero));
+        }
+        self.weight.ask_group(s, *index, group + LATER);
+        s.store(scale(s, tile, group), &mut factors[i].scale[t]);
+        let lines = self.weight.block_lines();
+        let codes = Opening {
+            bits: self.weight.bits,
+            lines: &tile.codes[b * lines..][..lines],
+            zeros: &zeros,
+            ahead: self.ahead(*index, b + PANELS_AHEAD * PANEL_BLOCKS),
+        };
+        self.registers.open(codes, &mut panel[i][t]);
     }
 
     /// Codes of block `block` of a tile, or, beyond its end, of the tile that is opened after it.

@@ -152,12 +152,13 @@ pub(super) struct Dots<'a, const H: usize, const V: usize> {
     pub(super) tiles: [[&'a [[u16; LANES]]; 2]; V],
     pub(super) q: [&'a [f32]; H],
     pub(super) scale: f32,
+    pub(super) dots: &'a mut [[[f32; LANES]; V]; H],
 }
 
 impl<const H: usize, const V: usize> Kernel for Dots<'_, H, V> {
-    type Output = [[[f32; LANES]; V]; H];
+    type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Self::Output {
+    fn run<S: Simd>(self, s: S) {
         let (tiles, q) = (self.tiles, self.q);
         let mut sums = [[s.splat(0.0); V]; H];
         let steps = q[0].len() / LANES;
@@ -190,12 +191,10 @@ impl<const H: usize, const V: usize> Kernel for Dots<'_, H, V> {
                 }
             }
         }
-        let mut dots = [[[0.0; LANES]; V]; H];
         for h in 0..H {
             for v in 0..V {
-                s.store(s.mul(sums[h][v], s.splat(self.scale)), &mut dots[h][v]);
+                s.store(s.mul(sums[h][v], s.splat(self.scale)), &mut self.dots[h][v]);
             }
         }
-        dots
     }
 }

@@ -7,6 +7,7 @@
 //! ```
 //! Not here: scores, outputs, what is carried from chunk to chunk ([`super::attention`]).
 
+use super::isa::Kernel;
 use super::math;
 use super::simd::{LANES, Simd};
 use std::ops::Range;
@@ -19,6 +20,34 @@ pub(crate) struct Weights {
     pub(crate) all: [f32; CHUNK],
     /// Positions that the query sees, counted from the chunk's start; not empty.
     pub(crate) range: Range<usize>,
+}
+
+/// Turns the scores of some queries, at most sixteen, into weights; `i`th lanes are of query `i`.
+pub(crate) struct Soften<'a> {
+    pub(crate) all: &'a mut [Weights],
+    /// The greatest scores of earlier chunks, then of these too.
+    pub(crate) max: &'a mut [f32; LANES],
+    /// What sums under the old maxima are multiplied by: `exp(old - new)`.
+    pub(crate) factors: &'a mut [f32; LANES],
+    /// Sums of the weights.
+    pub(crate) sums: &'a mut [f32; LANES],
+}
+
+impl Kernel for Soften<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { all, max, factors, sums } = self;
+        for ((weights, max), fallen) in all.iter_mut().zip(&mut *max).zip(&mut *factors) {
+            let before = *max;
+            *max = weights.max(s, before);
+            *fallen = before - *max;
+        }
+        s.store(math::exp(s, s.load(factors)), factors);
+        for ((weights, max), sum) in all.iter_mut().zip(max).zip(sums) {
+            *sum = weights.soften(s, *max);
+        }
+    }
 }
 
 impl Weights {
@@ -88,7 +117,6 @@ fn greatest<S: Simd>(s: S, x: S::F) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::isa::Kernel;
     use super::super::testing::machines;
     use super::*;
 
