@@ -276,5 +276,5 @@ FT_KERNEL(256) attend_join_quantize(const u32* step, const u32* positions, const
     const float* row = join_parts(positions, parts, out, width, q_heads, window, splits);
     __syncthreads();
     int first = blockIdx.x * (width / block);
-    quantize_blocks(QUANTIZED, row, blockIdx.y, first, first + width / block);
+    quantize_blocks<1>(QUANTIZED, row, blockIdx.y, first, first + width / block);
 }

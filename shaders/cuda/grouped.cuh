@@ -34,12 +34,24 @@ struct Quantized {
     int blocks, block, stride;
 };
 
+// The norm of the rows that a linear adds its outputs to: `out` gets stream / sqrt(mean(stream^2) + eps) *
+// weight. No stream is no norm.
+struct Norm {
+    float* stream;
+    const float* weight;
+    float* out;
+    float eps;
+};
+
 // A linear: `blocks` blocks of columns, `per_group` of which share scale and zero point; `n` rows of
 // weights, whose outputs are columns `out_start ..` of rows of `out_width`. `bias` may be null.
 //
 // Where `paired`, the first half of the outputs are gates of the second: a tile is eight rows of gates
 // and the eight that belong to them, and `out` gets silu(gate) * other, n / 2 columns. Where `next` has
 // quads those are quantized too, each block by the block of threads that comes last (`counters`).
+//
+// Where `norm` has a stream, outputs are added to it too, and of all blocks of threads the last one
+// normalises its rows and, where `next` has quads, quantizes them.
 struct Grouped {
     const u32* codes;
     const float* scales;
@@ -51,6 +63,7 @@ struct Grouped {
     int n, blocks, per_group, out_width, out_start, paired;
     Quantized next;
     u32* counters;
+    Norm norm;
 };
 
 // The output that row `row` of a tile is; -1 where it is none.
@@ -114,49 +127,81 @@ FT_DEVICE float add_block(float sum, float scale, int zero, BlockScale block, in
 #define TINY 1e-35f
 #define PADDING 0xffffffffu
 
-// Quantizes block `block` of a row, sixteen lanes a block: scale = max|x| / 127, q = round(x / scale) with
-// halves to even. Lanes of a half warp come together; those that are not to store still take part.
-FT_DEVICE void quantize_block(const Quantized& to, const float* x_row, int row, int block, bool stores) {
+// Quantizes COUNT blocks of a row at once, sixteen lanes each: scale = max|x| / 127, q = round(x / scale) with
+// halves to even. A row is what gives its columns by []. Lanes of a half warp come together; those that are
+// not to store still take part.
+template <int COUNT, class Row>
+FT_DEVICE void quantize_some(const Quantized& to, const Row& x_row, int row, const int* blocks, const bool* stores) {
     int quad = threadIdx.x % 16;
-    float values[4];
-    u32 most = 0;
+    float values[COUNT][4];
+    u32 most[COUNT];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int column = 4 * quad + i;
-        u32 from = PADDING;
-        if (column < to.block) from = to.source ? to.source[block * to.block + column] : block * to.block + column;
-        values[i] = from == PADDING ? 0.0f : x_row[from];
-        // As integers, magnitudes keep their order, and NaN is the greatest.
-        most = max(most, __float_as_uint(values[i]) & 0x7fffffffu);
-    }
-    for (int mask = 8; mask > 0; mask >>= 1) most = max(most, (u32)shuffle_xor((int)most, mask));
-    float max_value = __uint_as_float(most);
-    bool finite = most < 0x7f800000u;
-    float inverse = !finite || max_value < TINY ? 0.0f : __fdiv_rn(127.0f, max_value);
-    u32 packed = 0;
-    int sum = 0;
+    for (int k = 0; k < COUNT; k++) {
+        most[k] = 0;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int q = finite ? __float2int_rn(__fmul_rn(values[i], inverse)) : 0;
-        packed |= (u32)(q & 255) << (8 * i);
-        sum += q;
+        for (int i = 0; i < 4; i++) {
+            int column = 4 * quad + i, at = blocks[k] * to.block + column;
+            u32 from = PADDING;
+            if (column < to.block) from = to.source ? to.source[at] : at;
+            values[k][i] = from == PADDING ? 0.0f : x_row[from];
+            // As integers, magnitudes keep their order, and NaN is the greatest.
+            most[k] = max(most[k], __float_as_uint(values[k][i]) & 0x7fffffffu);
+        }
     }
-    for (int mask = 8; mask > 0; mask >>= 1) sum += shuffle_xor(sum, mask);
-    if (!stores) return;
-    u64 at = (u64)row * to.blocks + block;
-    if (4 * quad < to.stride) to.quads[at * (to.stride / 4) + quad] = packed;
-    if (quad == 0) {
-        float scale = inverse == 0.0f ? 0.0f : __fdiv_rn(max_value, 127.0f);
+    for (int mask = 8; mask > 0; mask >>= 1) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) most[k] = max(most[k], (u32)shuffle_xor((int)most[k], mask));
+    }
+    u32 packed[COUNT];
+    int sums[COUNT];
+    float scales[COUNT];
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        float max_value = __uint_as_float(most[k]);
+        bool finite = most[k] < 0x7f800000u;
+        float inverse = !finite || max_value < TINY ? 0.0f : __fdiv_rn(127.0f, max_value);
+        packed[k] = 0;
+        sums[k] = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int q = finite ? __float2int_rn(__fmul_rn(values[k][i], inverse)) : 0;
+            packed[k] |= (u32)(q & 255) << (8 * i);
+            sums[k] += q;
+        }
         // A block with a NaN or an infinity shows it in all its outputs.
-        to.scales[at] = BlockScale{finite ? scale : __uint_as_float(0x7fc00000u), sum};
+        float scale = inverse == 0.0f ? 0.0f : __fdiv_rn(max_value, 127.0f);
+        scales[k] = finite ? scale : __uint_as_float(0x7fc00000u);
+    }
+    for (int mask = 8; mask > 0; mask >>= 1) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) sums[k] += shuffle_xor(sums[k], mask);
+    }
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        u64 at = (u64)row * to.blocks + blocks[k];
+        if (stores[k] && 4 * quad < to.stride) to.quads[at * (to.stride / 4) + quad] = packed[k];
+        if (stores[k] && quad == 0) to.scales[at] = BlockScale{scales[k], sums[k]};
     }
 }
 
-// Quantizes blocks `first .. end` of a row by a thread block of 256.
-FT_DEVICE void quantize_blocks(const Quantized& to, const float* x_row, int row, int first, int end) {
-    for (int start = first; start < end; start += 16) {
-        int block = start + threadIdx.x / 16;
-        quantize_block(to, x_row, row, min(block, end - 1), block < end);
+template <class Row>
+FT_DEVICE void quantize_block(const Quantized& to, const Row& x_row, int row, int block, bool stores) {
+    quantize_some<1>(to, x_row, row, &block, &stores);
+}
+
+// Quantizes blocks `first .. end` of a row by a thread block of 256, 16 COUNT at once.
+template <int COUNT, class Row>
+FT_DEVICE void quantize_blocks(const Quantized& to, const Row& x_row, int row, int first, int end) {
+    for (int start = first; start < end; start += 16 * COUNT) {
+        int blocks[COUNT];
+        bool stores[COUNT];
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            int block = start + 16 * k + threadIdx.x / 16;
+            blocks[k] = min(block, end - 1);
+            stores[k] = block < end;
+        }
+        quantize_some<COUNT>(to, x_row, row, blocks, stores);
     }
 }
 
@@ -176,10 +221,12 @@ FT_DEVICE void quantize_rows(const Quantized& to, const float* x, int width, int
 #define GROUPED_PARAMETERS                                                                                          \
     const u32 *counts, const u32 *codes, const float *scales, const u8 *zeros, const float *bias, const u32 *quads, \
         const BlockScale *a_scales, float *out, int n, int blocks, int per_group, int out_width, int out_start,     \
-        int paired, u32 *next_quads, BlockScale *next_scales, int next_blocks, int next_block, int next_stride,     \
-        u32 *counters
+        int paired, const u32 *next_source, u32 *next_quads, BlockScale *next_scales, int next_blocks,              \
+        int next_block, int next_stride, u32 *counters, float *stream, const float *norm_weight, float *normed,     \
+        float eps
 #define GROUPED_JOB                                                                                                 \
     Grouped {                                                                                                       \
         codes, scales, zeros, bias, quads, a_scales, out, n, blocks, per_group, out_width, out_start, paired,       \
-            {nullptr, next_quads, next_scales, next_blocks, next_block, next_stride}, counters                      \
+            {next_source, next_quads, next_scales, next_blocks, next_block, next_stride}, counters,                 \
+            {stream, norm_weight, normed, eps}                                                                      \
     }

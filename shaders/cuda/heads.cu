@@ -15,12 +15,6 @@
 
 #define STEP_TOKENS 0
 
-// The sum over a warp, the same bits in all lanes.
-FT_DEVICE float warp_sum(float value) {
-    for (int mask = 16; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
-    return value;
-}
-
 // The norm of a head by a warp.
 FT_DEVICE void norm_head(const float* x, const float* weight, float eps, int width, float* out) {
     int lane = threadIdx.x % 32;

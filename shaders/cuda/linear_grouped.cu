@@ -9,6 +9,9 @@
 //          blocks of columns, a panel of up to 32 at a time, and leave exact sums in shared memory.
 //          Then a thread takes one row of weights and TILES / 2 tokens (half of the threads one token where
 //          TILES is 1) and adds the sums in ascending order of blocks, one fma each
+//   norm   up to 8 rows: blocks add their outputs to the residual stream, which they ask for when they begin, and
+//          the last of them normalises and quantizes the rows as rows.cu does (norm.cuh). One block of threads
+//          has all rows, so kernels/src/cuda/plan/linear.rs asks for it where there are few
 //   ahead  codes, scales and zero points of the first panel are asked for before the launches before are
 //          awaited, those of the next one while sums are added
 //
@@ -157,9 +160,10 @@ FT_DEVICE void add_blocks(const Panel<COUNT, TILES>& panel, int which, int count
     }
 }
 
-// Writes a thread's outputs, activated where they are paired: a row of the other half is eight lanes on.
+// Makes a thread's sums its outputs and writes them, activated where they are paired: a row of the other half
+// is eight lanes on.
 template <int OUTPUTS>
-FT_DEVICE void write_outputs(const Grouped& job, int row, int end, const float* sums) {
+FT_DEVICE void write_outputs(const Grouped& job, int row, int end, float* sums) {
     int weight_row = threadIdx.x % TILE, output = output_of(job, blockIdx.x, weight_row);
 #pragma unroll
     for (int i = 0; i < OUTPUTS; i++) {
@@ -172,6 +176,27 @@ FT_DEVICE void write_outputs(const Grouped& job, int row, int end, const float* 
             writes = writes && weight_row < 8;
         }
         if (writes) job.out[(u64)token * job.out_width + job.out_start + output] = y;
+        sums[i] = y;
+    }
+}
+
+// Where the residual stream has the output of a thread that has one; null where it gets none.
+FT_DEVICE float* stream_of(const Grouped& job, int row, int end) {
+    int token = row + threadIdx.x / TILE, output = output_of(job, blockIdx.x, threadIdx.x % TILE);
+    return job.norm.stream && token < end && output >= 0 ? job.norm.stream + (u64)token * job.n + output : nullptr;
+}
+
+// Normalises the first `rows` rows of the residual stream, which is complete, and quantizes them. `sums` is shared
+// memory, 8 a row.
+FT_DEVICE void norm_rows(const Grouped& job, int rows, float* sums) {
+    const Norm& norm = job.norm;
+    for (int row = 0; row < rows; row++) add_and_square(norm.stream + (u64)row * job.n, nullptr, job.n, sums + 8 * row);
+    __syncthreads();
+    for (int row = 0; row < rows; row++) {
+        u64 at = (u64)row * job.n;
+        Normed normed = normed_row(norm.stream + at, norm.weight, job.n, norm.eps, sums + 8 * row);
+        if (job.next.quads) quantize_blocks<NORM_BLOCKS>(job.next, normed, row, 0, job.next.blocks);
+        write_normed(normed, norm.out + at, job.n);
     }
 }
 
@@ -189,7 +214,8 @@ FT_DEVICE void linear(const u32* counts, const Grouped& job) {
     if (row >= rows) return;
     int end = min(row + 8 * TILES, rows);
     bool adds = row + (int)threadIdx.x / TILE < end;
-    float sums[OUTPUTS];
+    float* stream = TILES == 1 ? stream_of(job, row, end) : nullptr;
+    float before = stream ? *stream : 0.0f, sums[OUTPUTS];
 #pragma unroll
     for (int i = 0; i < OUTPUTS; i++) sums[i] = 0.0f;
     for (int first = 0, which = 0;; which ^= 1) {
@@ -213,11 +239,18 @@ FT_DEVICE void linear(const u32* counts, const Grouped& job) {
         __syncthreads();
     }
     write_outputs<OUTPUTS>(job, row, end, sums);
+    if (stream) *stream = before + sums[0];
+    // The exact sums are no longer needed: their place is free.
+    u32* flag = (u32*)panel->dots + 2;
+    if (TILES == 1 && job.norm.stream) {
+        if (is_last_block(job.counters, gridDim.x, flag)) norm_rows(job, rows, (float*)panel->dots + 16);
+        return;
+    }
     if (!job.next.quads) return;
-    // Tiles of one block of columns that is quantized; the exact sums are no longer needed.
+    // Tiles of one block of columns that is quantized.
     int block = blockIdx.x * (TILE / 2) / job.next.block;
     u32* counter = job.counters + blockIdx.y * job.next.blocks + block;
-    if (!is_last_block(counter, job.next.block / (TILE / 2), (u32*)panel->dots + 2)) return;
+    if (!is_last_block(counter, job.next.block / (TILE / 2), flag)) return;
     quantize_rows(job.next, job.out, job.out_width, block, row, end);
 }
 

@@ -12,5 +12,5 @@ FT_KERNEL(256) quantize(const u32* counts, const float* x, int width, QUANTIZED_
     await_launches();
     int row = blockIdx.y, first = blockIdx.x * 16;
     if (row >= counts[0]) return;
-    quantize_blocks(QUANTIZED, x + (u64)row * width, row, first, min(first + 16, blocks));
+    quantize_blocks<1>(QUANTIZED, x + (u64)row * width, row, first, min(first + 16, blocks));
 }

@@ -1,34 +1,18 @@
 // Ops that treat each row by itself: embed, norm, activate, gather.
 //
 //   embed      out[t] = table[tokens[t]]                                  exact
-//   norm       x += add;  out = x / sqrt(mean(x^2) + eps) * weight        [t, d]
+//   norm       x += add;  out = x / sqrt(mean(x^2) + eps) * weight        [t, d]; norm.cuh has it
 //   activate   out = silu(x[.., ..f]) * x[.., f..]
 //   gather     out[r] = x[output_rows[r]]                                  exact
 //
 // split  one block of 256 threads a row (norm), a thread an element otherwise
 // bytes  each row once in and once out; nothing is read twice but weights, which stay in L2
+// Not here: norms of few rows, which the linear before them computes (linear_grouped.cu).
 // Reference: kernels/src/reference/ops.rs. Counts of rows come from device memory (`step`), so that
 // a recorded launch serves steps of any size up to its grid.
 
 #define STEP_TOKENS 0
 #define STEP_OUTPUTS 1
-
-// The sum over a warp, the same bits in all lanes.
-FT_DEVICE float warp_sum(float value) {
-    for (int mask = 16; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
-    return value;
-}
-
-// The sum over a block of 256 threads, the same bits in all of them; once a launch, since `sums` may
-// still be read afterwards.
-FT_DEVICE float block_sum(float value, float* sums) {
-    value = warp_sum(value);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-    __syncthreads();
-    float total = 0.0f;
-    for (int warp = 0; warp < 8; warp++) total += sums[warp];
-    return total;
-}
 
 // Element `i` of a float matrix of kind 0 (f32), 1 (f16) or 2 (bf16).
 FT_DEVICE float float_at(const void* values, int kind, u64 i) {
@@ -61,25 +45,16 @@ FT_KERNEL(256) embed_grouped(const u32* step, const u32* tokens, const u8* codes
     out[(u64)row * width + column] = (float)(code - zeros[at]) * scales[at];
 }
 
-// A row's norm by a thread block; returns where it stands.
-FT_DEVICE const float* norm_row(int row, float* x, const float* add, const float* weight, float* out, int width, float eps) {
+// A row's norm by a thread block, written to `out`.
+FT_DEVICE Normed norm_row(int row, float* x, const float* add, const float* weight, float* out, int width, float eps) {
     __shared__ float sums[8];
-    float* x_row = x + (u64)row * width;
-    float square = 0.0f;
-    for (int i = threadIdx.x; i < width; i += 256) {
-        float value = x_row[i];
-        if (add) {
-            value += add[(u64)row * width + i];
-            x_row[i] = value;
-        }
-        square = fmaf(value, value, square);
-    }
-    float mean = block_sum(square, sums) / (float)width;
-    float inverse = 1.0f / sqrtf(mean + eps);
-    for (int i = threadIdx.x; i < width; i += 256) {
-        out[(u64)row * width + i] = x_row[i] * inverse * weight[i];
-    }
-    return out + (u64)row * width;
+    u64 at = (u64)row * width;
+    add_and_square(x + at, add ? add + at : nullptr, width, sums);
+    // All sums are there, and all of the row.
+    __syncthreads();
+    Normed normed = normed_row(x + at, weight, width, eps, sums);
+    write_normed(normed, out + at, width);
+    return normed;
 }
 
 // grid (1, t)
@@ -94,9 +69,7 @@ FT_KERNEL(256) rms_norm_quantize(const u32* step, float* x, const float* add, co
     await_launches();
     int row = blockIdx.y;
     if (row >= step[STEP_TOKENS]) return;
-    const float* normed = norm_row(row, x, add, weight, out, width, eps);
-    __syncthreads();
-    quantize_blocks(QUANTIZED, normed, row, 0, blocks);
+    quantize_blocks<NORM_BLOCKS>(QUANTIZED, norm_row(row, x, add, weight, out, width, eps), row, 0, blocks);
 }
 
 FT_DEVICE float silu_times(const float* x_row, int i, int width) { return silu(x_row[i]) * x_row[width + i]; }
@@ -118,7 +91,7 @@ FT_KERNEL(256) activate_silu_quantize(const u32* step, const float* x, float* ou
     if (i < width) out_row[i] = silu_times(x + (u64)row * 2 * width, i, width);
     __syncthreads();
     int first = blockIdx.x * (256 / block);
-    quantize_blocks(QUANTIZED, out_row, row, first, min(first + 256 / block, blocks));
+    quantize_blocks<1>(QUANTIZED, out_row, row, first, min(first + 256 / block, blocks));
 }
 
 // grid (d / 256, r)
@@ -154,8 +127,10 @@ FT_DEVICE void norm_and_split(const u32* step, float* x, const float* add, const
                               const Split& to) {
     await_launches();
     int row = blockIdx.y;
+    if (row >= step[STEP_TOKENS]) return;
+    norm_row(row, x, add, weight, out, width, eps);
     // A thread finds the largest of what it wrote itself; a barrier comes before it reads what others did.
-    if (row < step[STEP_TOKENS]) split_row<Float>(to, norm_row(row, x, add, weight, out, width, eps), row, width);
+    split_row<Float>(to, out + (u64)row * width, row, width);
 }
 FT_KERNEL(256) rms_norm_split_f16(const u32* step, float* x, const float* add, const float* weight, float* out, int width,
                                   float eps, SPLIT_PARAMETERS) {

@@ -18,6 +18,7 @@ pub const CUDA_HEADERS: &[Source] = &[
     Source { name: "cuda/prelude.cuh", text: include_str!("../cuda/prelude.cuh") },
     Source { name: "cuda/grouped.cuh", text: include_str!("../cuda/grouped.cuh") },
     Source { name: "cuda/dense.cuh", text: include_str!("../cuda/dense.cuh") },
+    Source { name: "cuda/norm.cuh", text: include_str!("../cuda/norm.cuh") },
     Source { name: "cuda/softmax.cuh", text: include_str!("../cuda/softmax.cuh") },
 ];
 

@@ -79,6 +79,41 @@ fn gated(bits: Bits, hidden: usize, down: Grouping, between: bool) -> Case {
     b.observe(name, if between { gates } else { out })
 }
 
+/// A linear whose outputs, `width` columns, are added to a stream that is normed then, and what reads the
+/// norm: a quantized linear, or one of floats.
+fn added(bits: Bits, width: usize, floats: bool) -> Case {
+    let mut b = Builder::new(33, &[2, 9], 4);
+    let (x, stream) = (b.input(96, 2.0), b.input(width, 1.0));
+    let weight = Grouping { asymmetric: true, ..Grouping::plain(bits, 32) };
+    let (weight, bias) = (weight.weight(&mut b.rng, [width, 96]), width.is_multiple_of(3));
+    let add = linear(&mut b, x, (weight, bias));
+    let (weight, out) = (b.vector(width), b.tokens_slot(width));
+    b.step(Op::Norm { x: stream, add: Some(add), weight, eps: 1e-5, out });
+    let weight = if floats {
+        dense(&mut b.rng, FloatType::F16, [24, width])
+    } else {
+        Grouping::plain(bits, 64).weight(&mut b.rng, [24, width])
+    };
+    let last = linear(&mut b, out, (weight, false));
+    b.observe(format!("added: w{} {width}, read as floats: {floats}", bits.count()), last)
+}
+
+/// A gated feed-forward block whose second linear has floats, twice over the same slots.
+fn mixed() -> Case {
+    let mut b = Builder::new(34, &[5, 3], 4);
+    let (gates, act) = (b.tokens_slot(192), b.tokens_slot(96));
+    let mut x = b.input(64, 2.0);
+    for _ in 0..2 {
+        let weight = Grouping::plain(Bits::Four, 32).weight(&mut b.rng, [192, 64]);
+        let (weight, out) = (b.weight(weight), SlotView { slot: gates, start: 0, width: 192 });
+        b.step(Op::Linear { x, weight, bias: None, out });
+        b.step(Op::Activate { kind: Activation::Silu, x: gates, out: act });
+        let weight = dense(&mut b.rng, FloatType::F16, [64, 96]);
+        x = linear(&mut b, act, (weight, false));
+    }
+    b.observe("gated: then floats, twice".to_owned(), x)
+}
+
 /// All of them.
 pub(super) fn all() -> Vec<Case> {
     let mut cases = vec![];
@@ -99,7 +134,12 @@ pub(super) fn all() -> Vec<Case> {
         cases.push(gated(bits, 96, Grouping { act_order: true, ..plain(32) }, false));
         // Nothing may be joined.
         cases.push(gated(bits, 96, plain(32), true));
+        // A few columns, and more than threads have at once.
+        cases.push(added(bits, 192, false));
+        cases.push(added(bits, 2368, false));
+        cases.push(added(bits, 192, true));
     }
+    cases.push(mixed());
     cases
 }
 

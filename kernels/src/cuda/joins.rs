@@ -66,6 +66,26 @@ pub(crate) fn activated(program: &Program, at: usize) -> Option<SlotId> {
     (is_whole && !is_read(program, at + 1, out)).then_some(to)
 }
 
+/// A norm and where its rows are, which it writes: what it adds to, and what it gives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct NormStep {
+    pub(crate) stream: SlotId,
+    pub(crate) out: SlotId,
+    pub(crate) weight: WeightId,
+    pub(crate) eps: f32,
+}
+
+/// The norm behind the linear at `at`, if it adds the linear's outputs, whole rows, to its stream.
+pub(crate) fn normed(program: &Program, at: usize) -> Option<NormStep> {
+    let Op::Linear { out, .. } = program.steps[at].op else { return None };
+    let Op::Norm { x, add, weight, eps, out: to } = program.steps.get(at + 1)?.op else {
+        return None;
+    };
+    let width = program.slots[out.slot.index()].width;
+    let is_added = add == Some(out.slot) && out.start == 0 && out.width == width;
+    is_added.then_some(NormStep { stream: x, out: to, weight, eps })
+}
+
 /// Whether every use of a weight is a linear whose outputs are [`activated`].
 pub(crate) fn is_paired(program: &Program, weight: WeightId) -> bool {
     let mut uses = program.steps.iter().enumerate().filter(|(_, step)| match step.op {

@@ -154,7 +154,7 @@ impl List<'_> {
 
     /// The type of the parts that the next linear with such wants, if it reads `slot` as the step at
     /// `at` leaves it.
-    fn next_split(&self, at: usize, slot: SlotId) -> Option<FloatType> {
+    pub(super) fn next_split(&self, at: usize, slot: SlotId) -> Option<FloatType> {
         for step in &self.program.steps[at + 1..] {
             if let Op::Linear { x, weight, .. } = step.op
                 && let Some(dense) =

@@ -4,11 +4,12 @@
 //! the kernel that computes them ([`super`]), float weights ([`super::dense`]). Input: ops of a validated program.
 
 use super::{Activations, COUNTERS, List, Quantized, THREADS, args};
-use crate::cuda::gpu::{Launch, Pointer};
-use crate::cuda::joins;
+use crate::cuda::gpu::{Arg, Launch, Pointer};
+use crate::cuda::joins::{self, NormStep};
 use crate::cuda::store::Tiles;
 use crate::program::{SlotId, SlotView, WeightId};
 use quant::Bits;
+use std::ops::Range;
 
 /// Rows of weights, and of activations, of a block of the kernels for many rows.
 const GEMM: [usize; 2] = [256, 64];
@@ -81,6 +82,11 @@ fn is_for_gemm(n: usize, rows: usize, multiprocessors: usize) -> bool {
     blocks * rows.min(GEMM[1]) >= GEMM[1] / 3 * multiprocessors
 }
 
+/// Most rows whose norm is computed by the linear before it. One block of threads has all of them there, about
+/// 600 clocks each (16 KiB from the second-level cache and 64 blocks to quantize, where rows are 4096 wide)
+/// and 1500 more; a launch of its own has a block a row and takes 2000, and 2500 (1.3 us) to begin.
+const NORM_ROWS: usize = 4;
+
 /// Where a quantized linear's outputs go.
 #[derive(Debug, Clone, Copy)]
 struct Outputs {
@@ -89,6 +95,14 @@ struct Outputs {
     width: usize,
     start: usize,
     bias: Option<Pointer>,
+}
+
+/// What a linear does with its outputs beside.
+#[derive(Debug, Default)]
+struct After {
+    norm: Option<NormStep>,
+    /// The slot that is quantized in the end, and the linear that reads it so.
+    next: Option<(SlotId, Tiles)>,
 }
 
 impl List<'_> {
@@ -109,17 +123,20 @@ impl List<'_> {
             let rows = self.count(x).1;
             let kernel = grouped_kernel(&tiles, n, rows, self.plan.multiprocessors);
             let activated = joins::activated(self.program, at).filter(|_| tiles.paired);
-            let Some(act) = activated else {
-                self.grouped(x, &tiles, (n, kernel), outputs, None);
-                return 1;
+            let (outputs, after) = match activated {
+                Some(act) => {
+                    let (to, width) = (self.slot(act), self.width(act));
+                    let counters = |next: &Tiles| next.blocks.count * rows.div_ceil(kernel.rows);
+                    let fits = |next: &Tiles| fits(next, n) && counters(next) <= COUNTERS;
+                    let next = self.next_reader(at + 1, act).filter(fits).map(|next| (act, next));
+                    (Outputs { to, width, start: 0, bias }, After { norm: None, next })
+                }
+                None => (outputs, self.normed(at, rows)),
             };
-            let outputs = Outputs { to: self.slot(act), width: self.width(act), start: 0, bias };
-            let counters = |next: &Tiles| next.blocks.count * rows.div_ceil(kernel.rows);
-            let fits = |next: &Tiles| fits(next, n) && counters(next) <= COUNTERS;
-            let next = self.next_reader(at + 1, act).filter(fits);
-            self.grouped(x, &tiles, (n, kernel), outputs, next.as_ref());
-            self.note(act, next);
-            return 2;
+            let steps = if activated.is_some() || after.norm.is_some() { 2 } else { 1 };
+            self.grouped(x, &tiles, (n, kernel), outputs, &after);
+            self.note(at..at + steps, after);
+            return steps;
         }
         if let Some(dense) = stored.dense {
             self.dense(x, dense, (bias, n), (to, width, out.start));
@@ -127,13 +144,30 @@ impl List<'_> {
         1
     }
 
-    /// Notes that a linear has written `act`, and quantized it as `next` reads it.
-    fn note(&mut self, act: SlotId, next: Option<Tiles>) {
-        let read = self.quantized.as_ref().map_or(0, |known| known.at);
-        if let Some(next) = next {
-            self.quantized = Some(Quantized { slot: act, blocks: next.blocks, at: 1 - read });
-        } else if self.quantized.as_ref().is_some_and(|known| known.slot == act) {
-            self.quantized = None;
+    /// The norm of the outputs of the linear at `at`, if few rows make it the linear's, and nobody reads
+    /// them in two parts.
+    fn normed(&self, at: usize, rows: usize) -> After {
+        let few = !self.plan.trace && rows <= NORM_ROWS;
+        let Some(norm) = joins::normed(self.program, at).filter(|_| few) else {
+            return After::default();
+        };
+        match self.next_reader(at + 1, norm.out) {
+            None if self.next_split(at + 1, norm.out).is_some() => After::default(),
+            next => After { norm: Some(norm), next: next.map(|next| (norm.out, next)) },
+        }
+    }
+
+    /// Which of the quantized activations a linear reads.
+    fn read(&self) -> usize {
+        self.quantized.as_ref().map_or(0, |known| known.at)
+    }
+
+    /// Notes what a linear and the `steps` that it did leave behind.
+    fn note(&mut self, steps: Range<usize>, after: After) {
+        let at = 1 - self.read();
+        steps.for_each(|step| self.forget(step));
+        if let Some((slot, Tiles { blocks, .. })) = after.next {
+            self.quantized = Some(Quantized { slot, blocks, at });
         }
     }
 
@@ -148,19 +182,18 @@ impl List<'_> {
         self.push("quantize", [tiles.blocks.count.div_ceil(16), rows, 1], THREADS, args);
     }
 
-    /// A linear over the quantized `x`, and `next`, which reads its activated outputs quantized.
+    /// A linear over the quantized `x`, and what it does beside.
     fn grouped(
         &mut self,
         x: SlotId,
         tiles: &Tiles,
         (n, kernel): (usize, GroupedKernel),
         Outputs { to, width, start, bias }: Outputs,
-        next: Option<&Tiles>,
+        after: &After,
     ) {
         let (counts, rows) = self.count(x);
         let Tiles { codes, scales, zeros, ref blocks, paired, .. } = *tiles;
-        let read = self.quantized.as_ref().map_or(0, |known| known.at);
-        let from = self.plan.scratch.quantized[read];
+        let from = self.plan.scratch.quantized[self.read()];
         let (count, per_group) = (blocks.count, blocks.per_group);
         let mut args = args![
             counts,
@@ -178,18 +211,30 @@ impl List<'_> {
             start,
             usize::from(paired)
         ];
-        args.extend(match next {
-            Some(Tiles { blocks, stride, .. }) => {
-                let Activations { quads, scales } = self.plan.scratch.quantized[1 - read];
-                let counters = self.plan.scratch.counters;
-                args![quads, scales, blocks.count, blocks.block, *stride, counters]
-            }
-            None => args![Pointer::NULL, Pointer::NULL, 0usize, 0usize, 0usize, Pointer::NULL],
-        });
+        args.extend(self.after(after));
         let grid = [n.div_ceil(kernel.weights), rows.div_ceil(kernel.rows), 1];
         let grid = grid.map(|blocks| blocks as u32);
         let (kernel, shared) = (kernel.name, kernel.shared as u32);
         self.launches.push(Launch { kernel, grid, threads: THREADS, shared, args });
+    }
+
+    fn after(&self, after: &After) -> Vec<Arg> {
+        const NONE: Pointer = Pointer::NULL;
+        let Activations { quads, scales } = self.plan.scratch.quantized[1 - self.read()];
+        let mut args = match &after.next {
+            Some((_, Tiles { source, blocks, stride, .. })) => {
+                args![*source, quads, scales, blocks.count, blocks.block, *stride]
+            }
+            None => args![NONE, NONE, NONE, 0, 0, 0],
+        };
+        args.push(self.plan.scratch.counters.into());
+        args.extend(match after.norm {
+            Some(NormStep { stream, out, weight, eps }) => {
+                args![self.slot(stream), self.vector(weight), self.slot(out), eps]
+            }
+            None => args![NONE, NONE, NONE, 0.0],
+        });
+        args
     }
 }
 

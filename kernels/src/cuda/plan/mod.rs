@@ -1,20 +1,19 @@
 //! From a program to launches: which kernel, over how many blocks, with which memory.
 //!
-//! A layer of a dense decoder with quantized linears takes eight launches, nine where its heads have no
-//! kernel for tensor cores, so that others join their splits:
+//! A layer of a dense decoder with quantized linears takes six launches for few rows, eight for more; one
+//! more where its heads have no kernel for tensor cores, so that others join their splits:
 //!
 //! ```text
-//! norm      adds the last linear's outputs to the stream, normalises, quantizes   [`rows`]
 //! qkv       one linear                                                            [`linear`]
 //! heads     norms of heads, rotation, keys and values into the cache              [`heads`]
 //! attend    splits of attention; the last to end joins those of few tokens, and quantizes
 //!                                                      [`attention_mma`], others [`attention`]
-//! o         one linear
-//! norm      as above
+//! o         one linear; the last block adds its outputs to the stream, normalises, quantizes
 //! gate_up   a linear that activates its outputs and quantizes them
-//! down      one linear
+//! down      as o
 //! ```
-//! The residual stream is added where the norm reads it: at the end of a linear it would save no launch.
+//! More rows than one block of threads should have are normed by a launch of their own ([`rows`]) behind o
+//! and down, which also adds the linear's outputs; so is the first norm.
 //! Everything else is a launch an op; what belongs to others is decided by [`super::joins`], and nothing
 //! is joined where a trace shows what lies between. Activations are quantized by the kernel that computes
 //! them where the next quantized linear reads them, else by one of their own; linears of the same input
@@ -242,12 +241,7 @@ impl List<'_> {
     /// Lists the launches of the step at `at`; how many steps they are the launches of.
     fn op(&mut self, at: usize) -> usize {
         let op = &self.program.steps[at].op;
-        if self.quantized.as_ref().is_some_and(|known| op.writes().contains(&known.slot)) {
-            self.quantized = None;
-        }
-        if self.split.is_some_and(|(slot, _)| op.writes().contains(&slot)) {
-            self.split = None;
-        }
+        self.forget(at);
         if let Op::HeadNorm { .. } | Op::Rope { .. } = op
             && let Some(steps) = self.heads(at)
         {
@@ -267,6 +261,13 @@ impl List<'_> {
             Op::Gather { x, out } => self.gather(at, x, out),
         }
         1
+    }
+
+    /// Forgets activations in other forms of what the step at `at` writes.
+    fn forget(&mut self, at: usize) {
+        let writes = self.program.steps[at].op.writes();
+        self.quantized.take_if(|known| writes.contains(&known.slot));
+        self.split.take_if(|(slot, _)| writes.contains(slot));
     }
 
     /// The weight of the next quantized linear, if it reads `slot` as the step at `at` leaves it.
