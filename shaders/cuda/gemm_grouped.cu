@@ -51,12 +51,12 @@ FT_DEVICE void ask(const Grouped& job, Stage<HALVES>* stages, Next& next, int ro
             u64 from = min(row + (int)threadIdx.x, rows - 1);
             copy_async8(stage->tokens + threadIdx.x, job.a_scales + from * job.blocks + next.block);
         }
-        int tile = threadIdx.x / 4, columns = threadIdx.x % 4 * 4;
+        int tile = threadIdx.x / 4, part_of_scales = threadIdx.x % 4;
         if (tile < 8 * TILES) {
             int from = min((int)blockIdx.x * 8 * TILES + tile, (job.n + TILE - 1) / TILE - 1);
             u64 at = ((u64)from * (job.blocks / job.per_group) + next.group) * TILE;
-            copy_async16(stage->scales[tile] + columns, job.scales + at + columns);
-            if (columns == 0) copy_async16(stage->zeros[tile], job.zeros + at);
+            ask_scale(job, stage->scales[tile], at, part_of_scales);
+            if (part_of_scales == 0 && job.zeros) copy_async16(stage->zeros[tile], job.zeros + at);
         }
     }
     copy_async_commit();
@@ -64,6 +64,16 @@ FT_DEVICE void ask(const Grouped& job, Stage<HALVES>* stages, Next& next, int ro
     if (++next.in_group == job.per_group) {
         next.in_group = 0;
         next.group++;
+    }
+}
+
+// Notes the zero point of all stages where there is one.
+template <int HALVES>
+FT_DEVICE void fill_zeros(const Grouped& job, Stage<HALVES>* stages) {
+    const int WORDS = 8 * TILES * TILE / 4;
+    if (job.zeros) return;
+    for (int i = threadIdx.x; i < STAGES * WORDS; i += 256) {
+        ((u32*)stages[i / WORDS].zeros)[i % WORDS] = (u32)job.zero * 0x01010101u;
     }
 }
 
@@ -87,7 +97,7 @@ FT_DEVICE void add_blocks(float* sums, const int* c, const Rows& rows, const Blo
 
 // A warp's two tiles times all tokens, over one block of columns.
 template <int BITS, int HALVES>
-FT_DEVICE void multiply(const u32 words[TILES][BITS / 2 * HALVES], const Stage<HALVES>& stage,
+FT_DEVICE void multiply(const u32 words[TILES][BITS / 2 * HALVES], const Stage<HALVES>& stage, bool narrow,
                         float sums[TILES][TOKENS / 8][4]) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, first = threadIdx.x / 32 * TILES;
     u32 a[TILES][HALVES][4];
@@ -98,7 +108,7 @@ FT_DEVICE void multiply(const u32 words[TILES][BITS / 2 * HALVES], const Stage<H
         for (int half = 0; half < HALVES; half++) open_codes<BITS>(a[tile][half], words[tile], half);
         const float* scales = stage.scales[first + tile];
         const u8* zeros = stage.zeros[first + tile];
-        rows[tile] = Rows{{scales[g], scales[g + 8]}, {zeros[g], zeros[g + 8]}};
+        rows[tile] = Rows{{scale_of(scales, g, narrow), scale_of(scales, g + 8, narrow)}, {zeros[g], zeros[g + 8]}};
     }
 #pragma unroll
     for (int part = 0; part < TOKENS / 8; part++) {
@@ -175,6 +185,7 @@ FT_DEVICE void gemm(const u32* counts, const Grouped& job) {
     float sums[TILES][TOKENS / 8][4];
 #pragma unroll
     for (int i = 0; i < TILES * TOKENS / 2; i++) sums[i / (TOKENS / 2)][i / 4 % (TOKENS / 8)][i % 4] = 0.0f;
+    fill_zeros(job, stages);
     Next next = {0, 0, 0};
     for (int i = 0; i < STAGES - 1; i++) ask(job, stages, next, row, rows);
     for (int block = 0; block < job.blocks; block++) {
@@ -185,7 +196,7 @@ FT_DEVICE void gemm(const u32* counts, const Grouped& job) {
         int after = min(block + 1, job.blocks - 1);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) load_codes<WORDS>(next_words[tile], codes[tile] + (u64)after * 32 * WORDS);
-        multiply<BITS, HALVES>(words, stages[block % STAGES], sums);
+        multiply<BITS, HALVES>(words, stages[block % STAGES], job.narrow, sums);
 #pragma unroll
         for (int i = 0; i < TILES * WORDS; i++) words[i / WORDS][i % WORDS] = next_words[i / WORDS][i % WORDS];
     }

@@ -23,10 +23,10 @@
 //
 // Counts for 512 bytes of 4-bit codes (a tile, 64 columns), T tiles of tokens:
 //   issue  13 + 7 T to multiply (12 open codes; a tile of tokens: address, load, two tensor instructions, two
-//          stores); to add 2 a warp (scale, zero point) and 6 for 32 outputs (two loads, mad, subtract,
+//          stores); to add 2 a warp (scale, zero point; 3 where scales are f16) and 6 for 32 outputs (two loads, mad, subtract,
 //          multiply, fma): at four a clock
 //   L1     6 + 16 T lines: codes, scales, and of a tile of tokens 4 in, 4 exact sums out and in, 4 scales
-//   L2     512 codes, 80 scales, 576 T activations, less what other blocks left in L1
+//   L2     512 codes, 80 scales and zero points (32 where scales are f16 and zero points one), 576 T activations, less what other blocks left in L1
 //   rows              1     8    16    32    64
 //   issue, clocks     7    13    23    38    69
 //   L1, clocks       12    22    38    70   134
@@ -75,13 +75,21 @@ FT_DEVICE void load_panel(u32 words[STEPS][WORDS], const Grouped& job, int first
 template <int COUNT, int TILES>
 FT_DEVICE void ask_scales(Panel<COUNT, TILES>* panel, const Grouped& job, int first, int which) {
     u64 groups = (u64)blockIdx.x * (job.blocks / job.per_group);
-    int block = threadIdx.x / 4, part = threadIdx.x % 4 * 4;
+    int block = threadIdx.x / 4, part = threadIdx.x % 4;
     if (block < COUNT && first + block < job.blocks) {
         u64 at = (groups + (first + block) / job.per_group) * TILE;
-        copy_async16(panel->scales[which][block] + part, job.scales + at + part);
-        if (part == 0) copy_async16(panel->zeros[which][block], job.zeros + at);
+        ask_scale(job, panel->scales[which][block], at, part);
+        if (part == 0 && job.zeros) copy_async16(panel->zeros[which][block], job.zeros + at);
     }
     copy_async_commit();
+}
+
+// Notes the zero point of all panels where there is one.
+template <int COUNT, int TILES>
+FT_DEVICE void fill_zeros(Panel<COUNT, TILES>* panel, const Grouped& job) {
+    u32* words = (u32*)panel->zeros;
+    if (job.zeros) return;
+    for (int i = threadIdx.x; i < 2 * COUNT * TILE / 4; i += 256) words[i] = (u32)job.zero * 0x01010101u;
 }
 
 // Asks for the scales of the activations of a panel, of the tokens that exist.
@@ -144,13 +152,13 @@ FT_DEVICE void dot_blocks(const Grouped& job, const u32 words[COUNT][BITS / 2 * 
 }
 
 // Adds `count` blocks to a thread's outputs: row `threadIdx.x` % 16 of the tile times every sixteenth token.
-template <int COUNT, int TILES, int OUTPUTS>
+template <bool NARROW, int COUNT, int TILES, int OUTPUTS>
 FT_DEVICE void add_blocks(const Panel<COUNT, TILES>& panel, int which, int count, float* sums) {
     int weight_row = threadIdx.x % TILE, token = threadIdx.x / TILE;
     const int* dots = panel.dots + token / 8 * TILE * 8 + place(weight_row, token % 8);
 #pragma unroll OUTPUTS == 1 ? 8 : OUTPUTS == 2 ? 4 : 2
     for (int b = 0; b < count; b++) {
-        float scale = panel.scales[which][b][weight_row];
+        float scale = scale_of(panel.scales[which][b], weight_row, NARROW);
         int zero = panel.zeros[which][b][weight_row];
 #pragma unroll
         for (int i = 0; i < OUTPUTS; i++) {
@@ -209,6 +217,7 @@ FT_DEVICE void linear(const u32* counts, const Grouped& job) {
     u32 words[STEPS][WORDS];
     load_panel<STEPS, WORDS>(words, job, 0);
     ask_scales(panel, job, 0, 0);
+    fill_zeros(panel, job);
     await_launches();
     int rows = counts[0], row = blockIdx.y * 8 * TILES;
     if (row >= rows) return;
@@ -233,7 +242,8 @@ FT_DEVICE void linear(const u32* counts, const Grouped& job) {
         // All exact sums, scales and zero points are there.
         __syncthreads();
         ask_scales(panel, job, first, which ^ 1);
-        if (adds) add_blocks<COUNT, TILES, OUTPUTS>(*panel, which, count, sums);
+        if (adds && job.narrow) add_blocks<true, COUNT, TILES, OUTPUTS>(*panel, which, count, sums);
+        if (adds && !job.narrow) add_blocks<false, COUNT, TILES, OUTPUTS>(*panel, which, count, sums);
         if (first >= job.blocks) break;
         // All have added.
         __syncthreads();

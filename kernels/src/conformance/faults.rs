@@ -5,6 +5,7 @@
 
 use super::case::{Case, Source};
 use super::{cases, decoder, joined, session};
+use crate::backend::RunnerMemory;
 use crate::cuda::gpu::{Gpu, Launch, Pointer};
 use crate::cuda::{CudaBackend, memory, tokens_that_fit};
 use crate::program::{BlockId, TokenId};
@@ -83,7 +84,11 @@ fn memory_is_as_estimated() {
         for trace in [false, true] {
             let limits = StepLimits { trace, ..session::limits(&case) };
             let runner = Failing::new(usize::MAX, None).build(&case, &limits).unwrap();
-            assert_eq!(memory(&case.program, &limits).unwrap(), runner.memory(), "{}", case.name);
+            let (known, found) = (memory(&case.program, &limits).unwrap(), runner.memory());
+            // Scales and zero points may turn out to be fewer bytes.
+            assert!(found.weights_bytes <= known.weights_bytes, "{}", case.name);
+            let weights_bytes = found.weights_bytes;
+            assert_eq!(RunnerMemory { weights_bytes, ..known }, found, "{}", case.name);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What a program takes of a GPU's memory, and what would fit, without a GPU and without weights.
 //!
 //! The runner's own construction, on a device that only counts: an estimate cannot drift from what is
-//! taken. Not here: how much is free ([`super::devices`]). Input: a program and the limits of its steps.
+//! taken. It is exact but for quantized weights, of which it is the most: that their scales are f16 and
+//! their zero points one number is only known when they are loaded ([`super::store`]). Not here: how much is free ([`super::devices`]). Input: a program and the limits of its steps.
 
 use super::gpu::{Gpu, Launch, Pointer};
 use super::runner::take;
@@ -35,7 +36,7 @@ impl Gpu for Counting {
     }
 }
 
-/// Bytes that a runner of `program` takes on a GPU.
+/// Bytes that a runner of `program` takes on a GPU at most.
 ///
 /// # Errors
 /// A program or limits that break the contract, and ops that have no kernel.

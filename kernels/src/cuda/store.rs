@@ -6,6 +6,8 @@
 //! float matrix         as delivered, for both
 //! norm weights, biases f32 vector
 //! ```
+//! Scales are f16 where that changes none of a matrix, and zero points one number where they all are the
+//! same: half as many bytes beside the codes, or two fifths. What is reserved without weights is the most.
 //! One weight after another is delivered, and repacked in parts, on all threads. Not here: what is done
 //! with them ([`super::plan`]). Input: canonical weights, or their declarations alone, of which follows
 //! how much memory they will take.
@@ -52,7 +54,11 @@ pub(crate) struct Tiles {
     pub(crate) stride: usize,
     pub(crate) codes: Pointer,
     pub(crate) scales: Pointer,
-    pub(crate) zeros: Pointer,
+    /// Whether scales are f16, else f32.
+    pub(crate) narrow: bool,
+    /// None where all are `zero`.
+    pub(crate) zeros: Option<Pointer>,
+    pub(crate) zero: u8,
     /// Input column of each stored one, if they are not in order.
     pub(crate) source: Option<Pointer>,
     /// Whether tiles are eight rows of gates and the eight that belong to them.
@@ -237,7 +243,7 @@ impl Upload<'_> {
         count: usize,
         step: usize,
         make: impl Fn(Range<usize>) -> Result<T, Error> + Sync,
-        copy: impl Fn(&mut dyn Gpu, T) -> Result<(), Error>,
+        mut copy: impl FnMut(&mut dyn Gpu, T) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let parts: Vec<Range<usize>> =
             (0..count).step_by(step).map(|first| first..count.min(first + step)).collect();
@@ -269,9 +275,8 @@ impl Upload<'_> {
         let columns: Vec<Option<usize>> = blocks.stored_columns(group).collect();
         let rows = TileRows { n, paired };
         let layout = Layout { bits, blocks: &blocks, columns: &columns, rows, groups: k / group };
-        let (count, each) = (rows.tiles(), layout.scales());
+        let (count, mut all) = (rows.tiles(), Packed::default());
         let codes = self.take(count * layout.code_bytes())?;
-        let (scales, zeros) = (self.take(4 * count * each)?, self.take(count * each)?);
         let source = blocks.source.as_deref().map(|source| self.copy(source)).transpose()?;
         if let Some(from) = self.source {
             let program = self.program;
@@ -283,13 +288,36 @@ impl Upload<'_> {
             };
             let step = (PART / (tiles::TILE * k)).max(1);
             self.in_parts(count, step, part, |gpu, (first, part): (usize, Packed)| {
-                gpu.write(codes.offset(first * layout.code_bytes()), cast(&part.codes))?;
-                gpu.write(scales.offset(4 * first * each), cast(&part.scales))?;
-                gpu.write(zeros.offset(first * each), &part.zeros)
+                all.scales.extend(part.scales);
+                all.zeros.extend(part.zeros);
+                gpu.write(codes.offset(first * layout.code_bytes()), cast(&part.codes))
             })?;
         }
+        let (scales, narrow) = self.scales(&all, count * layout.scales())?;
+        let (zeros, zero) = self.zeros(&all, count * layout.scales())?;
         let stride = stride(&blocks);
-        Ok(Tiles { bits, blocks, stride, codes, scales, zeros, source, paired })
+        Ok(Tiles { bits, blocks, stride, codes, scales, narrow, zeros, zero, source, paired })
+    }
+
+    /// A matrix's scales and whether they are f16; room for `count` f32 where none are loaded.
+    fn scales(&mut self, all: &Packed, count: usize) -> Result<(Pointer, bool), Error> {
+        if self.source.is_none() {
+            return Ok((self.take(4 * count)?, false));
+        }
+        let narrow = all.narrow_scales();
+        let bytes = narrow.as_deref().map_or(cast(&all.scales), cast);
+        Ok((self.copy(bytes)?, narrow.is_some()))
+    }
+
+    /// A matrix's zero points, or the one that they all are; room for `count` where none are loaded.
+    fn zeros(&mut self, all: &Packed, count: usize) -> Result<(Option<Pointer>, u8), Error> {
+        if self.source.is_none() {
+            return Ok((Some(self.take(count)?), 0));
+        }
+        match all.one_zero() {
+            Some(zero) => Ok((None, zero)),
+            None => Ok((Some(self.copy(&all.zeros)?), 0)),
+        }
     }
 
     /// The order of a matrix's columns, if they have one; any where nothing is loaded.
@@ -310,7 +338,7 @@ impl Upload<'_> {
         self.gpu.alloc(bytes)
     }
 
-    fn copy(&mut self, values: &[u32]) -> Result<Pointer, Error> {
+    fn copy<T: bytemuck::NoUninit>(&mut self, values: &[T]) -> Result<Pointer, Error> {
         let to = self.take(size_of_val(values))?;
         self.gpu.write(to, cast(values))?;
         Ok(to)

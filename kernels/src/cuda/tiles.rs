@@ -88,9 +88,26 @@ impl Layout<'_> {
 pub(super) struct Packed {
     /// `[tiles, blocks, lanes, words]`
     pub(super) codes: Vec<u32>,
-    /// `[tiles, groups, 16]`, zeros where there is no row.
+    /// `[tiles, groups, 16]`; where there is no row, 0 and the zero point of the tile's first row.
     pub(super) scales: Vec<f32>,
     pub(super) zeros: Vec<u8>,
+}
+
+impl Packed {
+    /// Scales as f16, if that changes none of them.
+    pub(super) fn narrow_scales(&self) -> Option<Vec<u16>> {
+        let narrow = |&scale: &f32| {
+            let half = half::f16::from_f32(scale);
+            (half.to_f32().to_bits() == scale.to_bits()).then(|| half.to_bits())
+        };
+        self.scales.iter().map(narrow).collect()
+    }
+
+    /// The zero point, if all are the same.
+    pub(super) fn one_zero(&self) -> Option<u8> {
+        let first = *self.zeros.first()?;
+        self.zeros.iter().all(|zero| *zero == first).then_some(first)
+    }
 }
 
 /// A row of delivered ones.
@@ -111,8 +128,9 @@ pub(super) fn pack(layout: &Layout<'_>, tiles: Range<usize>, parts: &[(usize, Gr
                 let at = row * layout.groups + group;
                 (part.scales()[at], part.zeros()[at])
             };
+            let beyond = lines[0].map_or(0, |first| at(first).1);
             for line in &lines {
-                let (scale, zero) = line.map_or((0.0, 0), at);
+                let (scale, zero) = line.map_or((0.0, beyond), at);
                 packed.scales.push(scale);
                 packed.zeros.push(zero);
             }
@@ -241,6 +259,29 @@ mod tests {
         let expected: Vec<f32> = [8, 9, 10, 11, 20, 21, 22, 23].into_iter().map(row).collect();
         assert_eq!([&scales[48..52], &scales[56..60]].concat(), expected);
         assert_eq!([&scales[52..56], &scales[60..]].concat(), [0.0; 8]);
+    }
+
+    #[test]
+    fn scales_are_f16_and_zero_points_one_only_if_nothing_changes() {
+        let of = |scales: &[f32], zeros: &[u8]| Packed {
+            scales: scales.to_vec(),
+            zeros: zeros.to_vec(),
+            ..Packed::default()
+        };
+        let (small, large) = (half::f16::from_bits(1).to_f32(), 65504.0);
+        let narrow = of(&[1.0, -0.5, 0.0, small, large], &[8, 8, 8]);
+        assert_eq!(narrow.narrow_scales().unwrap(), [0x3c00, 0xb800, 0, 1, 0x7bff]);
+        assert_eq!(narrow.one_zero(), Some(8));
+        for scale in [1.0 + f32::EPSILON, 0.1, small / 2.0, 65536.0] {
+            assert_eq!(of(&[1.0, scale], &[]).narrow_scales(), None, "{scale}");
+        }
+        assert_eq!(of(&[], &[8, 7, 8]).one_zero(), None);
+        // Rows that do not exist do not count: the matrix has 20.
+        let shape = GroupedShape { n: 20, k: 64, group: 32, bits: Bits::Eight };
+        let (codes, scales) = (vec![0; 20 * 64], vec![1.0; 40]);
+        let parts = GroupedParts { shape, codes, scales, zeros: vec![128; 40], perm: None };
+        let matrix = Grouped::new("m", parts).unwrap();
+        assert_eq!(packed(&matrix, false, 1).one_zero(), Some(128));
     }
 
     #[test]

@@ -192,7 +192,7 @@ impl List<'_> {
         after: &After,
     ) {
         let (counts, rows) = self.count(x);
-        let Tiles { codes, scales, zeros, ref blocks, paired, .. } = *tiles;
+        let Tiles { codes, scales, zeros, ref blocks, .. } = *tiles;
         let from = self.plan.scratch.quantized[self.read()];
         let (count, per_group) = (blocks.count, blocks.per_group);
         let mut args = args![
@@ -209,7 +209,9 @@ impl List<'_> {
             per_group,
             width,
             start,
-            usize::from(paired)
+            usize::from(tiles.paired),
+            usize::from(tiles.narrow),
+            usize::from(tiles.zero)
         ];
         args.extend(self.after(after));
         let grid = [n.div_ceil(kernel.weights), rows.div_ceil(kernel.rows), 1];

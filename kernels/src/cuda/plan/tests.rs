@@ -1,5 +1,6 @@
 //! How many launches a layer takes, and which.
 
+use crate::cuda::estimate::memory;
 use crate::cuda::gpu::{Gpu, Launch, Pointer, Recorded};
 use crate::cuda::runner::CudaRunner;
 use crate::program::{
@@ -221,6 +222,24 @@ fn norms_of_more_rows_are_launches_of_their_own() {
         "linear_w4_s64_m8",
     ];
     assert_eq!(of_a_layer(5, false, false), expected);
+}
+
+#[test]
+fn scales_of_f16_and_one_zero_point_take_fewer_bytes() {
+    let program = Decoder::program(1, false);
+    let limits =
+        StepLimits { tokens: 1, sequences: 1, outputs: 1, blocks: 4, block_len: 16, trace: false };
+    let source = Zeros(program.weights.clone());
+    let runner = CudaRunner::new(Box::new(Listening::default()), &program, &source, &limits);
+    let (taken, most) = (runner.unwrap().memory(), memory(&program, &limits).unwrap());
+    let groups = |decl: &WeightDecl| match decl.format {
+        Format::Grouped { group, .. } => decl.shape[0] * decl.shape[1] / group,
+        Format::Dense(_) => 0,
+    };
+    // Two bytes of four, and the zero point.
+    let fewer: usize = program.weights.iter().map(|decl| 3 * groups(decl)).sum();
+    assert!(fewer > 0);
+    assert_eq!(taken.weights_bytes + fewer, most.weights_bytes);
 }
 
 #[test]
