@@ -67,14 +67,12 @@ FT_DEVICE void ask(const Grouped& job, Stage<HALVES>* stages, Next& next, int ro
     }
 }
 
-// Notes the zero point of all stages where there is one.
+// Notes the zero point of all stages where there is one: four u8 a thread.
 template <int HALVES>
 FT_DEVICE void fill_zeros(const Grouped& job, Stage<HALVES>* stages) {
     const int WORDS = 8 * TILES * TILE / 4;
-    if (job.zeros) return;
-    for (int i = threadIdx.x; i < STAGES * WORDS; i += 256) {
-        ((u32*)stages[i / WORDS].zeros)[i % WORDS] = (u32)job.zero * 0x01010101u;
-    }
+    static_assert(STAGES * WORDS == 256, "a word a thread");
+    if (!job.zeros) ((u32*)stages[threadIdx.x / WORDS].zeros)[threadIdx.x % WORDS] = (u32)job.zero * 0x01010101u;
 }
 
 // Scales and zero points of rows g and g + 8 of a tile.
@@ -97,7 +95,7 @@ FT_DEVICE void add_blocks(float* sums, const int* c, const Rows& rows, const Blo
 
 // A warp's two tiles times all tokens, over one block of columns.
 template <int BITS, int HALVES>
-FT_DEVICE void multiply(const u32 words[TILES][BITS / 2 * HALVES], const Stage<HALVES>& stage, bool narrow,
+FT_DEVICE void multiply(const u32 words[TILES][BITS / 2 * HALVES], const Stage<HALVES>& stage, int scale_bytes,
                         float sums[TILES][TOKENS / 8][4]) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, first = threadIdx.x / 32 * TILES;
     u32 a[TILES][HALVES][4];
@@ -106,9 +104,9 @@ FT_DEVICE void multiply(const u32 words[TILES][BITS / 2 * HALVES], const Stage<H
     for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
         for (int half = 0; half < HALVES; half++) open_codes<BITS>(a[tile][half], words[tile], half);
-        const float* scales = stage.scales[first + tile];
+        const u8* scales = (const u8*)stage.scales[first + tile] + g * scale_bytes;
         const u8* zeros = stage.zeros[first + tile];
-        rows[tile] = Rows{{scale_of(scales, g, narrow), scale_of(scales, g + 8, narrow)}, {zeros[g], zeros[g + 8]}};
+        rows[tile] = Rows{{scale_at(scales, scale_bytes), scale_at(scales + 8 * scale_bytes, scale_bytes)}, {zeros[g], zeros[g + 8]}};
     }
 #pragma unroll
     for (int part = 0; part < TOKENS / 8; part++) {
@@ -196,7 +194,7 @@ FT_DEVICE void gemm(const u32* counts, const Grouped& job) {
         int after = min(block + 1, job.blocks - 1);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) load_codes<WORDS>(next_words[tile], codes[tile] + (u64)after * 32 * WORDS);
-        multiply<BITS, HALVES>(words, stages[block % STAGES], job.narrow, sums);
+        multiply<BITS, HALVES>(words, stages[block % STAGES], job.scale_bytes, sums);
 #pragma unroll
         for (int i = 0; i < TILES * WORDS; i++) words[i / WORDS][i % WORDS] = next_words[i / WORDS][i % WORDS];
     }

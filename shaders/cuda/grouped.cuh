@@ -7,7 +7,7 @@
 //          so one load brings what two tensor instructions multiply, and opening it takes one `and`
 //          and one shift for four codes. Which column meets which place of the instruction does not
 //          matter, as long as both operands agree: sums of a block are exact.
-//   scales [tiles, groups, 16] f16 where that changes none of a matrix (`narrow`), else f32
+//   scales [tiles, groups, 16] f16 where that changes none of a matrix (two `scale_bytes`), else f32
 //   zeros  [tiles, groups, 16] u8; null where all of a matrix are `zero`
 //   quads  [rows, blocks, stride / 4]: four int8 activations in an u32, first in the lowest byte
 //   a_scales  [rows, blocks]: scale and sum of a block's activations
@@ -61,7 +61,7 @@ struct Grouped {
     const u32* quads;
     const BlockScale* a_scales;
     float* out;
-    int n, blocks, per_group, out_width, out_start, paired, narrow, zero;
+    int n, blocks, per_group, out_width, out_start, paired, scale_bytes, zero;
     Quantized next;
     u32* counters;
     Norm norm;
@@ -77,14 +77,11 @@ FT_DEVICE int output_of(const Grouped& job, int tile, int row) {
 
 // Asks for quarter `part` of the scales of a tile's group, 16 bytes; f16 have two. `at` is the group's first.
 FT_DEVICE void ask_scale(const Grouped& job, float* to, u64 at, int part) {
-    int bytes = job.narrow ? 2 : 4;
-    if (part < bytes) copy_async16(to + 4 * part, (const u8*)job.scales + at * bytes + 16 * part);
+    if (part < job.scale_bytes) copy_async16(to + 4 * part, (const u8*)job.scales + at * job.scale_bytes + 16 * part);
 }
 
-// Scale `row` of a tile's group.
-FT_DEVICE float scale_of(const float* scales, int row, bool narrow) {
-    return narrow ? f16_to_f32(((const u16*)scales)[row]) : scales[row];
-}
+// A scale of so many bytes.
+FT_DEVICE float scale_at(const u8* scale, int bytes) { return bytes == 2 ? f16_to_f32(*(const u16*)scale) : *(const float*)scale; }
 
 FT_DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 
@@ -233,12 +230,12 @@ FT_DEVICE void quantize_rows(const Quantized& to, const float* x, int width, int
 #define GROUPED_PARAMETERS                                                                                          \
     const u32 *counts, const u32 *codes, const void *scales, const u8 *zeros, const float *bias, const u32 *quads,  \
         const BlockScale *a_scales, float *out, int n, int blocks, int per_group, int out_width, int out_start,     \
-        int paired, int narrow, int zero, const u32 *next_source, u32 *next_quads, BlockScale *next_scales,         \
+        int paired, int scale_bytes, int zero, const u32 *next_source, u32 *next_quads, BlockScale *next_scales,    \
         int next_blocks, int next_block, int next_stride, u32 *counters, float *stream, const float *norm_weight,   \
         float *normed, float eps
 #define GROUPED_JOB                                                                                                 \
     Grouped {                                                                                                       \
         codes, scales, zeros, bias, quads, a_scales, out, n, blocks, per_group, out_width, out_start, paired,       \
-            narrow, zero, {next_source, next_quads, next_scales, next_blocks, next_block, next_stride}, counters,   \
-            {stream, norm_weight, normed, eps}                                                                      \
+            scale_bytes, zero, {next_source, next_quads, next_scales, next_blocks, next_block, next_stride},        \
+            counters, {stream, norm_weight, normed, eps}                                                            \
     }

@@ -84,12 +84,12 @@ FT_DEVICE void ask_scales(Panel<COUNT, TILES>* panel, const Grouped& job, int fi
     copy_async_commit();
 }
 
-// Notes the zero point of all panels where there is one.
+// Notes the zero point of all panels where there is one: four u8 a thread.
 template <int COUNT, int TILES>
 FT_DEVICE void fill_zeros(Panel<COUNT, TILES>* panel, const Grouped& job) {
-    u32* words = (u32*)panel->zeros;
-    if (job.zeros) return;
-    for (int i = threadIdx.x; i < 2 * COUNT * TILE / 4; i += 256) words[i] = (u32)job.zero * 0x01010101u;
+    const int WORDS = 2 * COUNT * TILE / 4;
+    static_assert(WORDS <= 256, "a word a thread");
+    if (!job.zeros && threadIdx.x < WORDS) ((u32*)panel->zeros)[threadIdx.x] = (u32)job.zero * 0x01010101u;
 }
 
 // Asks for the scales of the activations of a panel, of the tokens that exist.
@@ -152,13 +152,14 @@ FT_DEVICE void dot_blocks(const Grouped& job, const u32 words[COUNT][BITS / 2 * 
 }
 
 // Adds `count` blocks to a thread's outputs: row `threadIdx.x` % 16 of the tile times every sixteenth token.
-template <bool NARROW, int COUNT, int TILES, int OUTPUTS>
-FT_DEVICE void add_blocks(const Panel<COUNT, TILES>& panel, int which, int count, float* sums) {
+template <int COUNT, int TILES, int OUTPUTS>
+FT_DEVICE void add_blocks(const Panel<COUNT, TILES>& panel, int which, int count, int scale_bytes, float* sums) {
     int weight_row = threadIdx.x % TILE, token = threadIdx.x / TILE;
     const int* dots = panel.dots + token / 8 * TILE * 8 + place(weight_row, token % 8);
-#pragma unroll OUTPUTS == 1 ? 8 : OUTPUTS == 2 ? 4 : 2
+    const u8* scales = (const u8*)panel.scales[which] + (scale_bytes == 2 ? weight_row * 2 : weight_row * 4);
+#pragma unroll OUTPUTS == 1 ? 8 : OUTPUTS == 2 ? 4 : 1
     for (int b = 0; b < count; b++) {
-        float scale = scale_of(panel.scales[which][b], weight_row, NARROW);
+        float scale = scale_at(scales + b * TILE * 4, scale_bytes);
         int zero = panel.zeros[which][b][weight_row];
 #pragma unroll
         for (int i = 0; i < OUTPUTS; i++) {
@@ -194,6 +195,12 @@ FT_DEVICE float* stream_of(const Grouped& job, int row, int end) {
     return job.norm.stream && token < end && output >= 0 ? job.norm.stream + (u64)token * job.n + output : nullptr;
 }
 
+// What stands there before.
+FT_DEVICE float in_stream(const Grouped& job, int row, int end) {
+    const float* stream = stream_of(job, row, end);
+    return stream ? *stream : 0.0f;
+}
+
 // Normalises the first `rows` rows of the residual stream, which is complete, and quantizes them. `sums` is shared
 // memory, 8 a row.
 FT_DEVICE void norm_rows(const Grouped& job, int rows, float* sums) {
@@ -223,8 +230,7 @@ FT_DEVICE void linear(const u32* counts, const Grouped& job) {
     if (row >= rows) return;
     int end = min(row + 8 * TILES, rows);
     bool adds = row + (int)threadIdx.x / TILE < end;
-    float* stream = TILES == 1 ? stream_of(job, row, end) : nullptr;
-    float before = stream ? *stream : 0.0f, sums[OUTPUTS];
+    float before = TILES == 1 ? in_stream(job, row, end) : 0.0f, sums[OUTPUTS];
 #pragma unroll
     for (int i = 0; i < OUTPUTS; i++) sums[i] = 0.0f;
     for (int first = 0, which = 0;; which ^= 1) {
@@ -242,17 +248,16 @@ FT_DEVICE void linear(const u32* counts, const Grouped& job) {
         // All exact sums, scales and zero points are there.
         __syncthreads();
         ask_scales(panel, job, first, which ^ 1);
-        if (adds && job.narrow) add_blocks<true, COUNT, TILES, OUTPUTS>(*panel, which, count, sums);
-        if (adds && !job.narrow) add_blocks<false, COUNT, TILES, OUTPUTS>(*panel, which, count, sums);
+        if (adds) add_blocks<COUNT, TILES, OUTPUTS>(*panel, which, count, job.scale_bytes, sums);
         if (first >= job.blocks) break;
         // All have added.
         __syncthreads();
     }
     write_outputs<OUTPUTS>(job, row, end, sums);
-    if (stream) *stream = before + sums[0];
     // The exact sums are no longer needed: their place is free.
     u32* flag = (u32*)panel->dots + 2;
     if (TILES == 1 && job.norm.stream) {
+        if (float* stream = stream_of(job, row, end)) *stream = before + sums[0];
         if (is_last_block(job.counters, gridDim.x, flag)) norm_rows(job, rows, (float*)panel->dots + 16);
         return;
     }

@@ -210,7 +210,7 @@ impl List<'_> {
             width,
             start,
             usize::from(tiles.paired),
-            usize::from(tiles.narrow),
+            if tiles.narrow { 2 } else { 4 },
             usize::from(tiles.zero)
         ];
         args.extend(self.after(after));
