@@ -122,7 +122,7 @@ impl GpuMemory {
         let (spec, program) = (model.spec(), model.program());
         let limits = generate::config(spec, spec.context_len as usize, 0, 0).step_limits();
         let needed = cuda::memory(program, &limits).map_err(|error| error.to_string());
-        let fit = |free| cuda::tokens_that_fit(program, &limits, free).unwrap_or(0);
+        let fit = |free| cuda::tokens_that_fit(&[(program, limits)], free).unwrap_or(0);
         let rooms = rooms().into_iter().map(|(name, free)| (name, free, fit(free))).collect();
         Self { limits, needed, rooms }
     }

@@ -100,7 +100,7 @@ fn want_of_memory_says_what_would_fit() {
     let of = |blocks| memory(&case.program, &StepLimits { blocks, ..limits }).unwrap().total();
     let free = of(1000);
     let said = Failing::new(usize::MAX, Some(free)).build(&case, &limits).map(|_| ()).unwrap_err();
-    let fit = tokens_that_fit(&case.program, &limits, free).unwrap();
+    let fit = tokens_that_fit(&[(&case.program, limits)], free).unwrap();
     let (said, blocks) = (said.to_string(), fit / limits.block_len);
     assert!(said.contains("cuda:7") && said.contains("out of memory"), "{said}");
     assert!(said.contains(&format!("those of {fit} tokens would fit")), "{said}");
@@ -110,7 +110,12 @@ fn want_of_memory_says_what_would_fit() {
     assert!(Failing::new(usize::MAX, Some(free)).build(&case, &fewer).is_ok());
     let small = Failing::new(usize::MAX, Some(1000)).build(&case, &limits).map(|_| ());
     assert!(small.unwrap_err().to_string().contains("smaller model"));
-    assert_eq!(tokens_that_fit(&case.program, &fewer, free).unwrap(), fit);
+    assert_eq!(tokens_that_fit(&[(&case.program, fewer)], free).unwrap(), fit);
+    // Two of them take twice as much, so that the same room holds fewer tokens, and two rooms as many.
+    let two = [(&case.program, limits); 2];
+    let least = fewer.block_len..fit;
+    assert!(least.contains(&tokens_that_fit(&two, free).unwrap()));
+    assert_eq!(tokens_that_fit(&two, 2 * free).unwrap(), fit);
 }
 
 /// Three steps of a sequence: one waited for, two asked for of which the second follows the first.

@@ -48,21 +48,23 @@ pub fn memory(program: &Program, limits: &StepLimits) -> Result<RunnerMemory, Er
     Ok(memory)
 }
 
-/// Tokens whose keys and values fit into `free` bytes beside everything else, at most those of
-/// `limits`; a twentieth of the bytes is left for the driver, which gives memory in larger pieces than
-/// it is asked for. 0 where not even one block fits.
+/// Tokens whose keys and values fit into `free` bytes beside everything else, at most those of the
+/// limits; a twentieth of the bytes is left for the driver, which gives memory in larger pieces than
+/// it is asked for. 0 where not even one block fits. Several runners, such as a model and its draft,
+/// keep keys and values of the same tokens: the first one's limits say how many at most.
 ///
 /// # Errors
 /// As [`memory`].
-pub fn tokens_that_fit(
-    program: &Program,
-    limits: &StepLimits,
-    free: usize,
-) -> Result<usize, Error> {
+pub fn tokens_that_fit(runners: &[(&Program, StepLimits)], free: usize) -> Result<usize, Error> {
     let room = free - free / 20;
     let fits = |blocks| -> Result<bool, Error> {
-        Ok(memory(program, &StepLimits { blocks, ..*limits })?.total() <= room)
+        let bytes = |(program, limits): &(&Program, StepLimits)| {
+            memory(program, &StepLimits { blocks, ..*limits }).map(|memory| memory.total())
+        };
+        let all = runners.iter().map(bytes).collect::<Result<Vec<_>, _>>()?;
+        Ok(all.into_iter().fold(0, usize::saturating_add) <= room)
     };
+    let Some((_, limits)) = runners.first() else { return Ok(0) };
     if fits(limits.blocks)? {
         return Ok(limits.blocks.saturating_mul(limits.block_len));
     }
@@ -87,7 +89,8 @@ pub(super) fn check(
         return Ok(());
     }
     let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
-    let (tokens, fit) = (limits.blocks * limits.block_len, tokens_that_fit(program, limits, free)?);
+    let tokens = limits.blocks * limits.block_len;
+    let fit = tokens_that_fit(&[(program, *limits)], free)?;
     let remedy = match fit {
         0 => "not even the shortest text fits: use a smaller model or another device".to_owned(),
         _ => format!("those of {fit} tokens would fit: ask for fewer, or use another device"),

@@ -50,7 +50,8 @@ use engine::kv::{BLOCK_LEN, PrefixCaching};
 use engine::model::Model;
 use engine::tokenizer::Tokenizer;
 use guides::Guides;
-use kernels::program::TokenId;
+use kernels::program::{Program, TokenId};
+use kernels::{StepLimits, cuda};
 use listen::Limits;
 use metrics::Metrics;
 use std::net::SocketAddr;
@@ -187,22 +188,26 @@ fn base_name(name: &str) -> String {
 fn config(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> anyhow::Result<EngineConfig> {
     let (spec, max_sequences) = (model.spec(), args.max_running as usize);
     let max_drafted = draft.map_or(0, Draft::max_drafted);
-    let positions = positions(args, model, draft);
-    if positions < BLOCK_LEN {
-        bail!("--kv-tokens is {positions}: give at least {BLOCK_LEN}");
-    }
-    Ok(EngineConfig {
+    let wanted = max_sequences.saturating_mul(spec.context_len as usize);
+    let mut config = EngineConfig {
         vocab: spec.vocab,
         context_len: spec.context_len,
         step_tokens: load::STEP_TOKENS.max(2 * max_sequences),
         max_sequences,
-        blocks: positions / BLOCK_LEN,
+        blocks: wanted.div_ceil(BLOCK_LEN),
         block_len: BLOCK_LEN,
         max_waiting: args.max_queue as usize,
         max_drafted,
         max_scored: MAX_SCORED,
         prefix_caching: prefix_caching(args, model, draft),
-    })
+    };
+    let fit = || wanted.min(positions_that_fit(args, (model, draft), &config));
+    let positions = args.kv_tokens.unwrap_or_else(fit).next_multiple_of(BLOCK_LEN);
+    if positions < BLOCK_LEN {
+        bail!("--kv-tokens is {positions}: give at least {BLOCK_LEN}");
+    }
+    config.blocks = positions / BLOCK_LEN;
+    Ok(config)
 }
 
 /// Whether requests share what they have in common, and up to which length all of it.
@@ -214,26 +219,28 @@ fn prefix_caching(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> Pre
     }
 }
 
-/// Bytes that a GPU has left once `weights` bytes are there, but for a tenth; none without a GPU, which
-/// opening it says.
-fn cuda_room(number: usize, weights: usize) -> Option<u64> {
-    let device = kernels::cuda::devices().ok()?.into_iter().nth(number)?;
-    let left = device.free.saturating_sub(weights);
-    Some((left / 10 * 9) as u64)
+/// Positions whose keys and values fit into memory, of those that `config` asks for.
+fn positions_that_fit(
+    args: &ServeArgs,
+    (model, draft): (&Model, Option<&Draft>),
+    config: &EngineConfig,
+) -> usize {
+    let drafting = draft.and_then(Draft::model).map(|m| (m.program(), config.draft_limits()));
+    let runners: Vec<_> =
+        [(model.program(), config.step_limits())].into_iter().chain(drafting).collect();
+    let fits = match args.device.device {
+        DeviceName::Cuda(number) => cuda_positions(number, &runners),
+        DeviceName::Cpu | DeviceName::Reference => machine::available_memory().map(|free| {
+            // Half of it, two bytes an element.
+            let elements: usize = runners.iter().map(|(p, _)| p.kv_elements_per_token()).sum();
+            usize::try_from(free / 2).unwrap_or(usize::MAX) / (2 * elements.max(1))
+        }),
+    };
+    fits.unwrap_or(usize::MAX)
 }
 
-/// Positions for which keys and values are kept.
-fn positions(args: &ServeArgs, model: &Model, draft: Option<&Draft>) -> usize {
-    let wanted = (args.max_running as usize).saturating_mul(model.spec().context_len as usize);
-    let models = || [Some(model), draft.and_then(Draft::model)].into_iter().flatten();
-    // Two bytes an element.
-    let elements: usize = models().map(|m| m.program().kv_elements_per_token()).sum();
-    let (bytes, weights) =
-        (2 * elements.max(1), models().map(|m| m.program().weight_bytes()).sum());
-    let room = match args.device.device {
-        DeviceName::Cuda(number) => cuda_room(number, weights),
-        DeviceName::Cpu | DeviceName::Reference => machine::available_memory().map(|free| free / 2),
-    };
-    let fits = usize::try_from(room.unwrap_or(u64::MAX)).unwrap_or(usize::MAX) / bytes;
-    args.kv_tokens.unwrap_or_else(|| wanted.min(fits)).next_multiple_of(BLOCK_LEN)
+/// The same on a GPU; none where it is missing or cannot run them, which building them says.
+fn cuda_positions(number: usize, runners: &[(&Program, StepLimits)]) -> Option<usize> {
+    let device = cuda::devices().ok()?.into_iter().nth(number)?;
+    cuda::tokens_that_fit(runners, device.free).ok()
 }
