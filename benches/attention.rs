@@ -40,6 +40,7 @@ impl Attention {
             outputs: 1,
             blocks: CONTEXTS[CONTEXTS.len() - 1] / BLOCK,
             block_len: BLOCK,
+            context_len: CONTEXTS[CONTEXTS.len() - 1],
             trace: false,
         };
         let program = program(kv_heads);

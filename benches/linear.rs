@@ -13,8 +13,8 @@ use kernels::{
 use quant::{Bits, Dense, FloatType, Format, Grouped, GroupedParts, GroupedShape, Weight};
 use std::ops::Range;
 
-/// Bytes that all weights together exceed.
-const BEYOND_CACHES: usize = 96 << 20;
+/// Bytes that all weights together exceed: processors share caches of up to some hundred MiB.
+const BEYOND_CACHES: usize = 512 << 20;
 
 /// Most rows of a step.
 pub const ROWS: usize = 64;
@@ -58,6 +58,7 @@ impl Linears {
             outputs: 1,
             blocks: 1,
             block_len: ROWS,
+            context_len: ROWS,
             trace: false,
         };
         let program = program(setup, copies);
@@ -143,7 +144,8 @@ impl WeightSource for Random {
         let [n, k] = [rows.len(), decl.shape[1]];
         let made = match decl.format {
             Format::Dense(float) => {
-                let bytes = (0..n * k * float.bytes()).map(|i| float_byte(i, float)).collect();
+                let floats = 0..n * k * float.bytes();
+                let bytes: Vec<u8> = floats.map(|i| float_byte(i, float)).collect();
                 Dense::new(&decl.label, float, [n, k], bytes).map(Weight::Dense)
             }
             Format::Grouped { bits, group, .. } => {

@@ -57,6 +57,7 @@ fn runner(width: usize) -> Box<dyn Runner> {
         outputs: 1,
         blocks: 1,
         block_len: ROWS,
+        context_len: ROWS,
         trace: false,
     };
     let program = program(width);

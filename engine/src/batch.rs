@@ -144,6 +144,7 @@ mod tests {
             outputs: 4,
             blocks: 9,
             block_len: 4,
+            context_len: 36,
             trace: false,
         };
         let mut batch = Batch::new(&limits);

@@ -17,6 +17,7 @@ pub fn limits(tokens: usize, chunk: usize) -> StepLimits {
         outputs: chunk,
         blocks: tokens.div_ceil(BLOCK_LEN).max(1),
         block_len: BLOCK_LEN,
+        context_len: tokens.max(1),
         trace: false,
     }
 }

@@ -22,6 +22,8 @@ pub struct StepLimits {
     pub blocks: usize,
     /// Positions of a KV block.
     pub block_len: usize,
+    /// Most tokens of a sequence; blocks may have room for more of them than one sequence can.
+    pub context_len: usize,
     /// Gives every slot its own memory so that [`Runner::read_slot`] sees each one after a step.
     pub trace: bool,
 }

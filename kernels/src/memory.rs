@@ -92,8 +92,15 @@ mod tests {
     use crate::program::{Activation, Op, SlotView, Step, WeightId};
     use proptest::prelude::*;
 
-    const LIMITS: StepLimits =
-        StepLimits { tokens: 5, sequences: 2, outputs: 3, blocks: 1, block_len: 16, trace: false };
+    const LIMITS: StepLimits = StepLimits {
+        tokens: 5,
+        sequences: 2,
+        outputs: 3,
+        blocks: 1,
+        block_len: 16,
+        context_len: 16,
+        trace: false,
+    };
 
     /// Rows that are a little apart.
     fn wide(width: usize) -> usize {

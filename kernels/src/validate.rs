@@ -22,13 +22,15 @@ use std::ops::Range;
 /// # Errors
 /// [`Error::Declaration`] naming the limit that is zero or the product that overflows.
 pub fn limits(limits: &StepLimits) -> Result<(), Error> {
-    let StepLimits { tokens, sequences, outputs, blocks, block_len, trace: _ } = *limits;
+    let StepLimits { tokens, sequences, outputs, blocks, block_len, context_len, trace: _ } =
+        *limits;
     let all = [
         ("tokens", tokens),
         ("sequences", sequences),
         ("outputs", outputs),
         ("blocks", blocks),
         ("block_len", block_len),
+        ("context_len", context_len),
     ];
     let refuse = |name: &str, reason: String| {
         Err(Error::Declaration { declaration: format!("step limit {name}"), reason })
@@ -169,6 +171,7 @@ mod tests {
             outputs: 4,
             blocks: 2,
             block_len: 16,
+            context_len: 32,
             trace: false,
         };
         limits(&good).unwrap();

@@ -26,6 +26,7 @@ fn allocations(name: &str, rows: usize) -> usize {
         outputs: 1,
         blocks: 4,
         block_len: 16,
+        context_len: 64,
         trace: false,
     };
     let backend = CpuBackend::new(&CpuOptions { threads: Some(2), isa: None }).expect("cpu");

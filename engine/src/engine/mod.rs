@@ -76,6 +76,7 @@ impl EngineConfig {
             outputs: chosen.saturating_add(self.max_scored).min(self.step_tokens),
             blocks: self.blocks,
             block_len: self.block_len,
+            context_len: self.context_len as usize,
             trace: false,
         }
     }

@@ -76,6 +76,7 @@ pub(super) fn limits(case: &Case) -> StepLimits {
         outputs: case.tokens(),
         blocks,
         block_len: case.block_len,
+        context_len: blocks * case.block_len,
         trace: false,
     }
 }

@@ -230,6 +230,7 @@ mod tests {
             outputs: 4,
             blocks: 1,
             block_len: 16,
+            context_len: 16,
             trace: false,
         };
         let values: Vec<f32> = (0..32 * 8).map(|i| i as f32).collect();

@@ -8,8 +8,15 @@ use crate::program::{
 };
 use quant::{FloatType, Format};
 
-const LIMITS: StepLimits =
-    StepLimits { tokens: 3, sequences: 2, outputs: 2, blocks: 1, block_len: 16, trace: false };
+const LIMITS: StepLimits = StepLimits {
+    tokens: 3,
+    sequences: 2,
+    outputs: 2,
+    blocks: 1,
+    block_len: 16,
+    context_len: 16,
+    trace: false,
+};
 
 /// One attention layer in front of a head; all linears are quantized, 64 wide.
 fn program() -> Program {

@@ -100,6 +100,10 @@ fn sequences(limits: &StepLimits, input: &StepInput<'_>) -> Result<(), Broken> {
             let new = positions.len();
             format!("expected context_lens[{i}] of at least {new}, found {context}")
         })?;
+        require(context <= limits.context_len, || {
+            let most = limits.context_len;
+            format!("expected context_lens[{i}] of at most {most}, found {context}")
+        })?;
         let first = context - positions.len();
         let wrong = positions.iter().enumerate().find(|(j, p)| **p as usize != first + j);
         wrong.map_or(Ok(()), |(j, p)| {

@@ -6,8 +6,15 @@ use crate::{BlockTables, Draw};
 use proptest::prelude::*;
 use quant::{FloatType, Format};
 
-const LIMITS: StepLimits =
-    StepLimits { tokens: 6, sequences: 2, outputs: 3, blocks: 8, block_len: 2, trace: false };
+const LIMITS: StepLimits = StepLimits {
+    tokens: 6,
+    sequences: 2,
+    outputs: 3,
+    blocks: 8,
+    block_len: 2,
+    context_len: 7,
+    trace: false,
+};
 
 /// Only the embedding matters here: it gives the vocabulary.
 fn embedding(vocab: usize) -> Program {
@@ -115,6 +122,7 @@ fn tokens_and_positions_are_checked() {
     broken(|a| a.positions[3] = 2, "expected position 3 in sequence 1, found 2");
     broken(|a| a.context_lens[0] = 2, "expected context_lens[0] of at least 3, found 2");
     broken(|a| a.context_lens[0] = 6, "expected position 3 in sequence 0, found 2");
+    broken(|a| a.context_lens[1] = 8, "expected context_lens[1] of at most 7, found 8");
     broken(|a| a.rope_lens[2] = 4, "expected rope_lens above position 4, found 4");
 }
 

@@ -94,6 +94,7 @@ impl Measured {
             outputs: 1,
             blocks: 1,
             block_len: most,
+            context_len: most,
             trace: false,
         };
         let backend = load::backend(&place.device_args())?;

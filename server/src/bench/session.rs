@@ -33,6 +33,7 @@ impl Needs {
             outputs,
             blocks: blocks.saturating_mul(self.sequences.max(1)),
             block_len: BLOCK_LEN,
+            context_len: self.positions.max(1),
             trace: false,
         }
     }

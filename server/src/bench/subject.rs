@@ -235,6 +235,7 @@ mod tests {
             outputs: 1,
             blocks: 1 << 30,
             block_len: 1 << 10,
+            context_len: 1 << 20,
             trace: false,
         };
         let check = |name, device, limits| {

@@ -20,9 +20,10 @@ const HEAD_WIDTH_MAX: usize = 2 * CHUNK;
 /// Most tokens whose splits of attention have blocks of their own: with more there is work enough.
 pub(super) const TOKENS_APART: usize = 32;
 
-/// Most splits of attention: those of a sequence that fills all blocks.
+/// Most splits of attention: those of the longest sequence.
 pub(crate) fn splits(limits: &StepLimits) -> usize {
-    (limits.blocks * limits.block_len).div_ceil(SPLIT)
+    let StepLimits { blocks, block_len, context_len, .. } = *limits;
+    blocks.saturating_mul(block_len).min(context_len).div_ceil(SPLIT)
 }
 
 /// Bytes of the partial results of heads `q` of step `label`.

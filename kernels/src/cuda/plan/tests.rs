@@ -164,8 +164,15 @@ impl Decoder {
 fn kernels(program: &Program, tokens: usize, trace: bool) -> Vec<&'static str> {
     let gpu = Listening::default();
     let kernels = Arc::clone(&gpu.kernels);
-    let limits =
-        StepLimits { tokens: 64, sequences: 1, outputs: 64, blocks: 4, block_len: 16, trace };
+    let limits = StepLimits {
+        tokens: 64,
+        sequences: 1,
+        outputs: 64,
+        blocks: 4,
+        block_len: 16,
+        context_len: 64,
+        trace,
+    };
     let source = Zeros(program.weights.clone());
     let mut runner = CudaRunner::new(Box::new(gpu), program, &source, &limits).unwrap();
     let count = tokens as u32;
@@ -227,8 +234,15 @@ fn norms_of_more_rows_are_launches_of_their_own() {
 #[test]
 fn scales_of_f16_and_one_zero_point_take_fewer_bytes() {
     let program = Decoder::program(1, false);
-    let limits =
-        StepLimits { tokens: 1, sequences: 1, outputs: 1, blocks: 4, block_len: 16, trace: false };
+    let limits = StepLimits {
+        tokens: 1,
+        sequences: 1,
+        outputs: 1,
+        blocks: 4,
+        block_len: 16,
+        context_len: 64,
+        trace: false,
+    };
     let source = Zeros(program.weights.clone());
     let runner = CudaRunner::new(Box::new(Listening::default()), &program, &source, &limits);
     let (taken, most) = (runner.unwrap().memory(), memory(&program, &limits).unwrap());
