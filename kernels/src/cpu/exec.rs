@@ -228,7 +228,8 @@ impl Exec<'_> {
                     (quads, self.buffers.scales.read(0..blocks))
                 };
                 let x = Activations { quads, scales, layout };
-                self.machine.multiply(GroupedLinear { weight, bias, x, tiles, out });
+                let streams = self.machine.streams();
+                self.machine.multiply(GroupedLinear { weight, bias, x, tiles, out, streams });
             }
             Stored::Tiles(weight) => {
                 // SAFETY: nobody writes `x` in this phase; it is another slot than `out`.

@@ -8,8 +8,8 @@
 //! out   columns of `[rows, n]` f32
 //! split tiles over threads. Many rows: a tile by panels of 8 KiB, which come from memory ahead of
 //!       their use, stay in the first-level cache and are opened once for every four or eight rows.
-//!       One row or two: eight tiles side by side, a KiB of each in turn, since a processor gets more
-//!       out of memory from several streams (1.15 times as much as from one, Emerald Rapids)
+//!       One row or two, where a processor gets more out of memory from several streams: eight tiles
+//!       side by side, a KiB of each in turn (1.15 times as much, Emerald Rapids; less on Zen 4)
 //! bytes every code and scale once (and once more for every 64 rows), activations from cache
 //! ```
 //! Integers are exact inside a block (at most 64 * 255 * 127 < 2^24), and blocks are added by one
@@ -42,8 +42,8 @@ pub(crate) const PANEL: usize = 128;
 /// are faster.
 const FEW_ROWS: usize = 2;
 
-/// Tiles that few rows take side by side.
-const STREAMS: usize = 8;
+/// Most tiles side by side.
+pub(crate) const STREAMS: usize = 8;
 
 /// Lines that are taken of one of them in turn.
 const STREAM_LINES: usize = 16;
@@ -71,6 +71,8 @@ pub(crate) struct GroupedLinear<'a> {
     pub(crate) tiles: Range<usize>,
     /// Exactly those columns.
     pub(crate) out: MatMut<'a>,
+    /// Tiles that one row or two take side by side, at most [`STREAMS`].
+    pub(crate) streams: usize,
 }
 
 impl Kernel for GroupedLinear<'_> {
@@ -123,7 +125,7 @@ fn linear<S: Simd, C: Codes<S>>(s: S, job: &mut GroupedLinear<'_>) {
     let cached = ROWS_CACHED - ROWS_CACHED % height;
     for start in (0..job.out.rows()).step_by(cached) {
         let rows = start..job.out.rows().min(start + cached);
-        let walk = Walk::new(job.weight, rows.len(), tiles.end);
+        let walk = Walk::new(job.weight, (rows.len(), job.streams), tiles.end);
         for first in tiles.clone().step_by(walk.streams) {
             let tiles = first..tiles.end.min(first + walk.streams);
             let y = &mut y.0[..tiles.len() * rows.len()];
@@ -147,9 +149,9 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(w: &Packed, rows: usize, end: usize) -> Self {
-        let (streams, blocks) = match rows <= FEW_ROWS {
-            true => (STREAMS, (STREAM_LINES / w.block_lines()).max(1)),
+    fn new(w: &Packed, (rows, streams): (usize, usize), end: usize) -> Self {
+        let (streams, blocks) = match rows <= FEW_ROWS && streams > 1 {
+            true => (streams.min(STREAMS), (STREAM_LINES / w.block_lines()).max(1)),
             false => (1, w.panel),
         };
         Self { streams, blocks, end }

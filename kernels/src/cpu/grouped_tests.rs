@@ -34,7 +34,9 @@ fn multiply(
         let tiles = packed.tiles() * part / parts..packed.tiles() * (part + 1) / parts;
         let columns = tiles.start * LANES..n.min(tiles.end * LANES);
         let out = MatMut::columns(&mut y_mn, n, columns);
-        machine.multiply(GroupedLinear { weight: packed, bias, x, tiles, out });
+        // One tile after another with one part, four or seven side by side with more.
+        let streams = 3 * parts - 2;
+        machine.multiply(GroupedLinear { weight: packed, bias, x, tiles, out, streams });
     }
     y_mn
 }

@@ -228,7 +228,7 @@ impl<U: MatrixUnit> Kernel for MatrixLinear<'_, U> {
         assert!(height.is_multiple_of(rows) && rows >= FEW_ROWS && height <= MAX_ROWS);
         let mut scratch = SCRATCH.take().unwrap_or_else(|| Box::new(Scratch::EMPTY));
         let registers = self.unit.configure(Shape { quads: weight.blocks.block / 4, rows });
-        let GroupedLinear { weight, bias, x, tiles, out } = &mut self.linear;
+        let GroupedLinear { weight, bias, x, tiles, out, .. } = &mut self.linear;
         for start in (0..out.rows()).step_by(height) {
             for tile in tiles.clone().step_by(2) {
                 let rows = height.min(out.rows() - start);

@@ -53,7 +53,7 @@ impl Case<'_> {
             let tiles =
                 self.packed.tiles() * part / parts..self.packed.tiles() * (part + 1) / parts;
             let out = MatMut::columns(&mut y_mn, n, tiles.start * LANES..n.min(tiles.end * LANES));
-            work(GroupedLinear { weight: self.packed, bias: self.bias, x, tiles, out });
+            work(GroupedLinear { weight: self.packed, bias: self.bias, x, tiles, out, streams: 1 });
         }
         y_mn
     }
