@@ -69,8 +69,8 @@ pub trait WeightSource: Sync {
     }
 }
 
-/// Output rows of steps asked for ([`Runner::ask`]) before their answers are fetched, together with
-/// those of the last step before them, of any kind: a runner that offers such steps keeps so many.
+/// Output rows of steps asked for ([`Runner::ask`]) before their answers are fetched: a runner that
+/// offers such steps keeps so many.
 pub const ASKED_ROWS: usize = 1024;
 
 /// Makes runners for one device.

@@ -85,10 +85,7 @@ pub(crate) struct ScriptedRunner {
     context_len: u32,
     log: Log,
     asked: Option<Asked>,
-    /// Output rows of the last step, and of the last one before the chain of steps that was asked
-    /// for; how many these are.
-    outputs: usize,
-    before: usize,
+    /// Steps of the chain that was asked for.
     asked_steps: usize,
     /// Tokens chosen in the last step of that chain, and in all of them.
     last: Vec<Option<TokenId>>,
@@ -108,8 +105,6 @@ impl ScriptedRunner {
             context_len: u32::MAX,
             log: Log::default(),
             asked: None,
-            outputs: 0,
-            before: 0,
             asked_steps: 0,
             last: vec![],
             kept: vec![],
@@ -213,7 +208,6 @@ impl ScriptedRunner {
         self.check(input);
         self.check_writers(input);
         self.count(input)?;
-        self.outputs = input.output_rows.len();
         let owners = self.write(input);
         logits.clear();
         for &row in input.output_rows {
@@ -260,7 +254,7 @@ impl ScriptedRunner {
     fn follow(&mut self, input: &StepInput<'_>, follows: bool) -> Vec<TokenId> {
         if !follows {
             self.kept.clear();
-            (self.before, self.asked_steps) = (self.outputs, 1);
+            self.asked_steps = 1;
             return input.tokens.to_vec();
         }
         assert_eq!(
@@ -288,7 +282,7 @@ impl Runner for ScriptedRunner {
         let (tokens, mut logits) = (self.follow(input, follows), vec![]);
         let rows = input.output_rows.len();
         assert!(rows > 0 && input.draws.len() == rows, "each row has a draw");
-        assert!(self.before + self.kept.len() + rows <= ASKED_ROWS, "too much is asked for");
+        assert!(self.kept.len() + rows <= ASKED_ROWS, "too much is asked for");
         self.compute(&StepInput { tokens: &tokens, ..*input }, &mut logits)?;
         let rows = logits.chunks_exact(self.vocab).zip(input.draws);
         let chosen = rows.map(|(logits_v, draw)| {

@@ -5,11 +5,9 @@
 use super::estimate;
 use super::gpu::{Gpu, Pointer, Recorded};
 use super::inputs::{self, Inputs};
-use super::plan::{
-    self, Activations, COUNTERS, Choices, Chosen, KEPT, Plan, Scratch, ScratchBytes,
-};
+use super::plan::{self, Activations, COUNTERS, Choices, Chosen, Plan, Scratch, ScratchBytes};
 use super::store::{self, Stored};
-use crate::backend::{RowCounts, RunnerMemory};
+use crate::backend::{ASKED_ROWS, RowCounts, RunnerMemory};
 use crate::program::{KvDecl, Program, SlotId, TokenId};
 use crate::{
     Draw, Error, Runner, StepInput, StepLimits, StepOutput, WeightSource, memory, validate,
@@ -124,10 +122,12 @@ impl CudaRunner {
         Ok(())
     }
 
-    /// Checks a step that is asked for; `room` is for the tokens of one more.
+    /// Checks a step that is asked for: it needs room for its own tokens and those it follows.
     fn check_asked(&self, input: &StepInput<'_>, follows: bool) -> Result<(), Error> {
         validate::input(&self.program, &self.limits, input)?;
-        let (rows, before) = (input.output_rows.len(), self.counts.outputs);
+        // A new chain keeps nothing of the step before it.
+        let before = if follows { self.counts.outputs } else { 0 };
+        let rows = input.output_rows.len();
         let reason = if follows && input.tokens.len() != before {
             format!(
                 "expected {before} tokens that follow {before} rows, found {}",
@@ -135,8 +135,8 @@ impl CudaRunner {
             )
         } else if input.draws.len() != rows || input.draws.contains(&None) {
             format!("expected draws for all {rows} rows of a step that is asked for")
-        } else if self.kept + before + rows > KEPT {
-            format!("expected at most {KEPT} rows before their tokens are asked for")
+        } else if self.kept + before + rows > ASKED_ROWS {
+            format!("expected at most {ASKED_ROWS} rows before their tokens are asked for")
         } else {
             return Ok(());
         };
@@ -245,7 +245,7 @@ impl Build<'_> {
             parts: self.take(plan::choice_bytes(vocab, limits.outputs))?,
             counters: self.take(4 * limits.outputs)?,
             chosen: self.take(8 * limits.outputs)?,
-            kept: self.take(8 * KEPT)?,
+            kept: self.take(8 * ASKED_ROWS)?,
         };
         let speeds = program.ropes.iter().map(|decl| {
             let fixed = inputs::fixed_speeds(decl);

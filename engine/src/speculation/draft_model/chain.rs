@@ -68,8 +68,7 @@ impl DraftModel {
     /// Whether the packed step leaves all choices to the runner, which has room for them.
     fn may_ask(&self) -> bool {
         let rows = self.chain.rows.len() + self.batch.input().output_rows.len();
-        // What the last step before left takes its place there too, at most a step's outputs.
-        self.batch.is_drawn() && rows + self.limits.outputs <= ASKED_ROWS
+        self.batch.is_drawn() && rows <= ASKED_ROWS
     }
 
     /// Books the first step, and drops the parts that only follow a prompt.

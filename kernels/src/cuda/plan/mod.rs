@@ -100,12 +100,9 @@ pub(crate) struct Choices {
     pub(crate) counters: Pointer,
     /// `[r, 2]` u32: tokens, and 1 where one is certain.
     pub(crate) chosen: Pointer,
-    /// The same of [`KEPT`] rows of steps that follow each other.
+    /// The same of [`crate::backend::ASKED_ROWS`] rows of steps that follow each other.
     pub(crate) kept: Pointer,
 }
-
-/// Most rows of steps that follow each other before the host asks for their tokens.
-pub(crate) const KEPT: usize = 1024;
 
 /// Which tokens a step chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
