@@ -5,9 +5,10 @@
 
 use super::case::{Builder, Case, Source};
 use super::{Tested, backends, cuda, session};
+use crate::backend::ASKED_ROWS;
 use crate::program::{BlockId, TokenId};
 use crate::reference::choose;
-use crate::{BlockTables, Draw, Runner, StepInput, StepOutput};
+use crate::{BlockTables, Draw, Runner, StepInput, StepLimits, StepOutput};
 use emulator::Options;
 use quant::{Dense, Weight};
 
@@ -34,22 +35,27 @@ fn case(width: usize) -> Case {
     case
 }
 
+/// All tokens of the case, at positions `all`, of which the first ones give `outputs` rows.
+fn input<'a>(case: &'a Case, all: &'a [u32], outputs: usize) -> StepInput<'a> {
+    StepInput {
+        tokens: &case.sequences[0],
+        positions: all,
+        rope_lens: &[ROWS as u32; ROWS],
+        query_ends: &[ROWS as u32],
+        context_lens: &[ROWS as u32],
+        block_tables: BlockTables { blocks: &[BlockId(0), BlockId(1), BlockId(2)], ends: &[3] },
+        output_rows: &all[..outputs],
+        draws: &[],
+    }
+}
+
 /// All rows of the case with these draws.
 fn step(tested: &Tested, case: &Case, draws: &[Option<Draw>]) -> StepOutput {
     let limits = session::limits(case);
     let built = tested.backend.build(&case.program, &Source(&case.weights), &limits);
     let mut runner = built.unwrap_or_else(|e| panic!("{}: {e}", tested.name));
     let all: Vec<u32> = (0..ROWS as u32).collect();
-    let input = StepInput {
-        tokens: &case.sequences[0],
-        positions: &all,
-        rope_lens: &[ROWS as u32; ROWS],
-        query_ends: &[ROWS as u32],
-        context_lens: &[ROWS as u32],
-        block_tables: BlockTables { blocks: &[0, 1, 2].map(BlockId), ends: &[3] },
-        output_rows: &all,
-        draws,
-    };
+    let input = StepInput { draws, ..input(case, &all, ROWS) };
     let mut output = StepOutput::default();
     // Twice: what the first step leaves must not matter.
     for _ in 0..2 {
@@ -182,6 +188,103 @@ fn check_follow(tested: &Tested, first: u32) {
 fn steps_that_follow_each_other_choose_as_single_ones() {
     for tested in backends().into_iter().chain(Options::all().into_iter().filter_map(cuda)) {
         (0..ROWS as u32).for_each(|first| check_follow(&tested, first));
+    }
+}
+
+/// Draws of step `step` for the sequence `i` of those that begin with `first`.
+fn draw_of(first: u32, i: u32, step: u32) -> Draw {
+    Draw {
+        key: mixed(u64::from(first * 1000 + i * 100 + step)),
+        temperature: [0.7, 1.0, 0.0][(step + i) as usize % 3],
+    }
+}
+
+/// Steps in which each of three sequences wants a token: two leave before the last.
+const WANTED: [u32; 3] = [5, 2, 8];
+
+/// Asks for step `step` of three sequences, the first of which begins with `first`. A sequence takes
+/// part once more after its last wanted token, without an output row. The sequences that want one;
+/// none where no steps are offered.
+fn ask_several(runner: &mut dyn Runner, first: u32, step: u32) -> Option<Vec<u32>> {
+    let wants = |i: &u32| step < WANTED[*i as usize];
+    let all: Vec<u32> = (0..3).filter(|i| wants(i) || step == WANTED[*i as usize]).collect();
+    let wanted: Vec<u32> = all.iter().copied().filter(wants).collect();
+    let (count, blocks) = (all.len() as u32, step / 4 + 1);
+    // Where tokens follow, the host's mean nothing.
+    let token = |i: &u32| TokenId(if step == 0 { (first + i) % ROWS as u32 } else { *i });
+    let table = |i: &u32| (3 * i..3 * i + blocks).map(BlockId);
+    let input = StepInput {
+        tokens: &all.iter().map(token).collect::<Vec<_>>(),
+        positions: &vec![step; all.len()],
+        rope_lens: &vec![step + 1; all.len()],
+        query_ends: &(1..=count).collect::<Vec<_>>(),
+        context_lens: &vec![step + 1; all.len()],
+        block_tables: BlockTables {
+            blocks: &all.iter().flat_map(table).collect::<Vec<_>>(),
+            ends: &(1..=count).map(|end| end * blocks).collect::<Vec<_>>(),
+        },
+        output_rows: &(0..count).filter(|&row| wants(&all[row as usize])).collect::<Vec<_>>(),
+        draws: &wanted.iter().map(|&i| Some(draw_of(first, i, step))).collect::<Vec<_>>(),
+    };
+    runner.ask(&input, step > 0).expect("a valid step").then_some(wanted)
+}
+
+/// Three sequences of which two leave the steps get what each would alone.
+fn check_leaving(tested: &Tested, first: u32) {
+    let case = case(ROWS);
+    let plain = step(tested, &case, &[]);
+    let limits = StepLimits { sequences: 3, blocks: 9, ..session::limits(&case) };
+    let built = tested.backend.build(&case.program, &Source(&case.weights), &limits);
+    let mut runner = built.unwrap_or_else(|e| panic!("{}: {e}", tested.name));
+    for _ in 0..2 {
+        let mut rows = vec![];
+        for step in 0..8 {
+            let Some(wanted) = ask_several(runner.as_mut(), first, step) else { return };
+            rows.extend(wanted.into_iter().map(|i| (i, step)));
+        }
+        let mut found = vec![];
+        runner.answers(&mut found).expect("they were asked for");
+        assert_eq!((rows.len(), found.len()), (15, 15));
+        let mut last = [0, 1, 2].map(|i| Some((first as usize + i) % ROWS));
+        for ((i, step), found) in rows.into_iter().zip(found) {
+            // What follows a choice left to the host means nothing.
+            let Some(token) = last[i as usize] else { continue };
+            let (logits_v, draw) = (&plain.logits[token * ROWS..][..ROWS], draw_of(first, i, step));
+            let expected = choose(logits_v, draw).filter(|_| is_clear(logits_v, draw));
+            assert_eq!(found, expected, "{} {first}, {i} of three, {step}", tested.name);
+            last[i as usize] = expected.map(TokenId::index);
+        }
+    }
+}
+
+#[test]
+fn sequences_may_leave_steps_that_follow_each_other() {
+    for tested in backends().into_iter().chain(Options::all().into_iter().filter_map(cuda)) {
+        (0..ROWS as u32).for_each(|first| check_leaving(&tested, first));
+    }
+}
+
+/// However many rows a plain step before had.
+#[test]
+fn as_many_rows_are_kept_as_promised() {
+    let Some(tested) = cuda(Options::default()) else { return };
+    let (case, all) = (case(ROWS), (0..ROWS as u32).collect::<Vec<_>>());
+    let built =
+        tested.backend.build(&case.program, &Source(&case.weights), &session::limits(&case));
+    let mut runner = built.expect("a valid program");
+    let (draws, whole, last) = ([Some(Draw::GREEDY); ROWS], ASKED_ROWS / ROWS, ASKED_ROWS % ROWS);
+    for (rows, is_kept) in [(last, true), (last + 1, false), (last, true)] {
+        let input = |rows| StepInput { draws: &draws[..rows], ..input(&case, &all, rows) };
+        runner.step(&input(ROWS), &mut StepOutput::default()).expect("a valid step");
+        for k in 0..whole {
+            assert!(runner.ask(&input(ROWS), k > 0).expect("there is room"));
+        }
+        assert_eq!(runner.ask(&input(rows), true).is_ok(), is_kept, "{rows} of {last}");
+        let mut found = vec![];
+        if is_kept {
+            runner.answers(&mut found).expect("they were asked for");
+            assert_eq!(found.len(), ASKED_ROWS);
+        }
     }
 }
 
