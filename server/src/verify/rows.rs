@@ -43,7 +43,8 @@ impl Rows {
     }
 }
 
-/// A runner that records.
+/// A runner that records. It offers no steps that follow each other ([`Runner::ask`]): nobody sees
+/// their logits.
 pub(super) struct Recorder {
     inner: Box<dyn Runner>,
     vocab: usize,

@@ -4,7 +4,7 @@
 //! here: what the times mean ([`super::tally`]).
 
 use kernels::backend::RunnerMemory;
-use kernels::program::SlotId;
+use kernels::program::{SlotId, TokenId};
 use kernels::{Error, Runner, StepInput, StepOutput};
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
@@ -82,6 +82,14 @@ impl Clock {
         Box::new(Clocked { inner, role, clock: self.clone() })
     }
 
+    /// Adds a wait for steps that were added before.
+    fn wait(&self, role: Role, time: Duration) {
+        self.with(|Book { lap, .. }| match role {
+            Role::Verifier => lap.verifier.time += time,
+            Role::Draft => lap.draft.time += time,
+        });
+    }
+
     fn add(&self, role: Role, rows: usize, time: Duration) {
         self.with(|Book { lap, last }| {
             match role {
@@ -116,6 +124,23 @@ impl Runner for Clocked {
         Ok(())
     }
 
+    /// Its time is what asking takes; that of the step itself is in [`Runner::answers`].
+    fn ask(&mut self, input: &StepInput<'_>, follows: bool) -> Result<bool, Error> {
+        let start = Instant::now();
+        let is_asked = self.inner.ask(input, follows)?;
+        if is_asked {
+            self.clock.add(self.role, input.tokens.len(), start.elapsed());
+        }
+        Ok(is_asked)
+    }
+
+    fn answers(&mut self, out: &mut Vec<Option<TokenId>>) -> Result<(), Error> {
+        let start = Instant::now();
+        self.inner.answers(out)?;
+        self.clock.wait(self.role, start.elapsed());
+        Ok(())
+    }
+
     fn read_slot(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error> {
         self.inner.read_slot(slot, out)
     }
@@ -132,6 +157,76 @@ impl Runner for Clocked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernels::BlockTables;
+    use kernels::program::BlockId;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Chooses a token for each step asked for, and takes its time.
+    struct Asked {
+        is_offered: bool,
+        steps: usize,
+    }
+
+    impl Runner for Asked {
+        fn step(&mut self, _: &StepInput<'_>, _: &mut StepOutput) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn ask(&mut self, _: &StepInput<'_>, follows: bool) -> Result<bool, Error> {
+            std::thread::sleep(MS);
+            self.steps = if follows { self.steps + 1 } else { 1 };
+            Ok(self.is_offered)
+        }
+
+        fn answers(&mut self, out: &mut Vec<Option<TokenId>>) -> Result<(), Error> {
+            std::thread::sleep(10 * MS);
+            out.resize(self.steps, Some(TokenId(5)));
+            Ok(())
+        }
+
+        fn read_slot(&mut self, _: SlotId, _: &mut Vec<f32>) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn memory(&self) -> RunnerMemory {
+            RunnerMemory::default()
+        }
+
+        fn poison(&mut self, _: &[usize]) {}
+    }
+
+    /// Asks for three steps and their answers: what the clock says, and the answers.
+    fn chain(is_offered: bool) -> (Lap, Vec<Option<TokenId>>) {
+        let (clock, mut out) = (Clock::default(), vec![]);
+        let mut runner = clock.around(Box::new(Asked { is_offered, steps: 0 }), Role::Draft);
+        let input = StepInput {
+            tokens: &[TokenId(1)],
+            positions: &[0],
+            rope_lens: &[1],
+            query_ends: &[1],
+            context_lens: &[1],
+            block_tables: BlockTables { blocks: &[BlockId(0)], ends: &[1] },
+            output_rows: &[0],
+            draws: &[Some(kernels::Draw::GREEDY)],
+        };
+        let asked: Vec<bool> = (0..3).map(|k| runner.ask(&input, k > 0).unwrap()).collect();
+        assert_eq!(asked, [is_offered; 3]);
+        if is_offered {
+            runner.answers(&mut out).unwrap();
+        }
+        (clock.take(), out)
+    }
+
+    #[test]
+    fn steps_that_follow_each_other_are_timed_with_their_answers() {
+        let (lap, out) = chain(true);
+        assert_eq!(out, [Some(TokenId(5)); 3]);
+        assert_eq!((lap.draft.by_rows, lap.starts), (BTreeMap::from([(1, 3)]), 1));
+        assert!(lap.draft.time >= 13 * MS, "{:?}", lap.draft.time);
+        assert_eq!(lap.verifier, Steps::default());
+        assert_eq!(chain(false), (Lap::default(), vec![]), "what is not offered did not happen");
+    }
 
     #[test]
     fn a_lap_knows_whose_steps_they_were() {
