@@ -17,7 +17,7 @@ use engine::sampler::{History, Sampler, SamplingParams};
 use engine::speculation::{Costs, Curve, DraftCosts};
 use kernels::cpu::Isa;
 use kernels::program::{BlockId, TokenId};
-use kernels::{BlockTables, Draw, Program, Runner, StepInput, StepLimits, StepOutput};
+use kernels::{BlockTables, Draw, Error, Program, Runner, StepInput, StepLimits, StepOutput};
 use std::time::{Duration, Instant};
 
 /// Rows at which a verifier is measured, as far as its limits and the draft length go.
@@ -28,6 +28,8 @@ const ROWS_OF_SLOW: [usize; 5] = [1, 2, 4, 8, 16];
 const DEPTH: usize = 128;
 /// Tokens of the chunk by which a draft model's prefill is measured.
 const CHUNK: usize = 64;
+/// Steps that follow each other on the device, by which another one of them is measured.
+const CHAIN: usize = 4;
 /// Time that the repeated rounds should take in all.
 const BUDGET: Duration = Duration::from_millis(200);
 /// Most rounds; more find nothing new.
@@ -42,6 +44,15 @@ pub(crate) struct Subject<'a> {
     pub(crate) runner: &'a mut dyn Runner,
 }
 
+/// A draft model to measure.
+#[allow(missing_debug_implementations, reason = "a runner has nothing to print")]
+pub(crate) struct DraftSubject<'a> {
+    /// The model.
+    pub(crate) model: Subject<'a>,
+    /// Whether its ids are the verifier's: only then may its steps follow each other on the device.
+    pub(crate) same_ids: bool,
+}
+
 /// The costs of a verifier and, if there is one, its draft model on the device of `args`: those
 /// that an earlier run kept on disk, or else measured now (see [`measure`]) and kept. If they
 /// cannot be kept, which is no error, `say` gets the reason.
@@ -50,13 +61,13 @@ pub(crate) struct Subject<'a> {
 /// Those of the runners.
 pub(crate) fn costs(
     verifier: Subject<'_>,
-    draft: Option<Subject<'_>>,
+    draft: Option<DraftSubject<'_>>,
     config: &EngineConfig,
     args: &DeviceArgs,
     say: impl FnOnce(&str),
 ) -> anyhow::Result<Costs> {
-    let programs = (verifier.program, draft.as_ref().map(|d| d.program));
-    let key = Key::new(programs.0, programs.1, config, &machine_name(args));
+    let drafting = draft.as_ref().map(|d| (d.model.program, d.same_ids));
+    let key = Key::new(verifier.program, drafting, config, &machine_name(args));
     cached(&key, || measure(verifier, draft, config), say)
 }
 
@@ -84,14 +95,15 @@ fn cuda_name(number: usize) -> String {
 ///
 /// Rounds over all sizes of steps, so that a slow moment meets all of them; the lower quartile of each.
 /// Steps follow each other as in use, since each model drives the other out of the caches: one row
-/// after one row, several rows after a draft. Takes about 0.2 s, and for a large model the time of
-/// some twelve steps of the verifier.
+/// after one row, several rows after a draft. Where a draft's steps can follow each other on the
+/// device, one more of them costs what it adds to such a chain. Takes about 0.2 s, and for a large
+/// model the time of some twelve steps of the verifier.
 ///
 /// # Errors
 /// Those of the runners.
 pub(crate) fn measure(
     verifier: Subject<'_>,
-    draft: Option<Subject<'_>>,
+    draft: Option<DraftSubject<'_>>,
     config: &EngineConfig,
 ) -> anyhow::Result<Costs> {
     let mut verifier = Steps::new(verifier, config.step_limits(), config.context_len);
@@ -115,31 +127,37 @@ pub(crate) fn measure(
     }
     let token = sampling_time(&verifier.output, verifier.vocab);
     let draft = draft.map(|d| d.costs(token)).transpose()?;
-    Ok(Costs { verify: verified.curve(0.0)?, draft, lookup: LOOKUP, token })
+    let verify = curve(&verified.rows, &verified.all(), 0.0)?;
+    Ok(Costs { verify, draft, lookup: LOOKUP, token })
 }
 
 /// A draft model being measured.
 struct Drafting<'a> {
     steps: Steps<'a>,
+    same_ids: bool,
     /// Of a row right after the verifier.
     first: Samples,
     /// After a step of its own, by rows.
     later: Samples,
+    /// Of [`CHAIN`] steps that follow each other, by rows; without times where there are none.
+    chains: Samples,
     prefill: Samples,
     rounds: usize,
 }
 
 impl<'a> Drafting<'a> {
-    fn new(draft: Subject<'a>, config: &EngineConfig) -> anyhow::Result<Self> {
-        let mut steps = Steps::new(draft, config.draft_limits(), config.context_len);
+    fn new(draft: DraftSubject<'a>, config: &EngineConfig) -> anyhow::Result<Self> {
+        let DraftSubject { model, same_ids } = draft;
+        let mut steps = Steps::new(model, config.draft_limits(), config.context_len);
         steps.step(1)?;
-        let (first, later) = (Samples::new(vec![1]), Samples::new(draft_rows(config, &steps)));
+        let [later, chains] = [(); 2].map(|()| Samples::new(draft_rows(config, &steps)));
+        let first = Samples::new(vec![1]);
         let prefill = Samples::new(vec![CHUNK.min(steps.most())]);
-        Ok(Self { steps, first, later, prefill, rounds: 0 })
+        Ok(Self { steps, same_ids, first, later, chains, prefill, rounds: 0 })
     }
 
     /// What happens between two steps of the verifier: a step and another one, which is in turn
-    /// of each number of rows and a chunk of prefill.
+    /// of each number of rows, with a chain of such steps, and a chunk of prefill.
     fn round(&mut self) -> anyhow::Result<()> {
         let sizes = self.later.rows.len() + 1;
         let turn = self.rounds % sizes;
@@ -150,7 +168,11 @@ impl<'a> Drafting<'a> {
             return self.later.step(0, &mut self.steps);
         }
         self.first.step(0, &mut self.steps)?;
-        self.later.step(turn, &mut self.steps)
+        self.later.step(turn, &mut self.steps)?;
+        if self.same_ids {
+            self.chains.chain(turn, &mut self.steps)?;
+        }
+        Ok(())
     }
 
     /// What was measured, with `token` more seconds for each token chosen.
@@ -159,9 +181,23 @@ impl<'a> Drafting<'a> {
         while self.rounds < self.later.rows.len() + 1 {
             self.round()?;
         }
-        let start = (self.first.seconds(0) - self.later.seconds(0)).max(0.0);
+        let (steps, token) = match self.chained() {
+            // The device has chosen the tokens.
+            Some(steps) => (steps, 0.0),
+            None => (self.later.all(), token),
+        };
+        let start = (self.first.seconds(0) - steps[0]).max(0.0);
         let prefill_token = self.prefill.seconds(0) / self.prefill.rows[0] as f64;
-        Ok(DraftCosts { step: self.later.curve(token)?, start, prefill_token })
+        Ok(DraftCosts { step: curve(&self.later.rows, &steps, token)?, start, prefill_token })
+    }
+
+    /// Seconds of one more step in a chain, by rows; none where there are no chains. A step by itself
+    /// is waited for as a chain is, once, so the difference holds no wait.
+    fn chained(&self) -> Option<Vec<f64>> {
+        let is_offered = self.chains.times.iter().all(|times| !times.is_empty());
+        let (chains, singles) = (self.chains.all(), self.later.all());
+        let more = |(chain, single): (f64, f64)| ((chain - single) / (CHAIN - 1) as f64).max(0.0);
+        is_offered.then(|| chains.into_iter().zip(singles).map(more).collect())
     }
 }
 
@@ -221,27 +257,37 @@ impl Samples {
         Ok(())
     }
 
+    /// Runs a chain of steps of size `i`, if the runner offers it.
+    fn chain(&mut self, i: usize, steps: &mut Steps<'_>) -> anyhow::Result<()> {
+        self.times[i].extend(steps.chain(self.rows[i])?);
+        Ok(())
+    }
+
     /// Seconds of size `i`: the lower quartile, since what disturbs a step only adds.
-    fn seconds(&mut self, i: usize) -> f64 {
-        let times = &mut self.times[i];
+    fn seconds(&self, i: usize) -> f64 {
+        let mut times = self.times[i].clone();
         times.sort_unstable();
         times.get(times.len().saturating_sub(1) / 4).map_or(0.0, Duration::as_secs_f64)
     }
 
-    /// All sizes, with `row` more seconds for each row. Fewer rows never cost more than more rows:
-    /// where they seem to, something disturbed them in every round.
-    fn curve(&mut self, row: f64) -> anyhow::Result<Curve> {
-        let mut least = f64::INFINITY;
-        let mut points = Vec::with_capacity(self.rows.len());
-        for i in (0..self.rows.len()).rev() {
-            // A clock may be too coarse for a step.
-            let seconds = self.seconds(i) + row * self.rows[i] as f64;
-            least = least.min(seconds.max(1e-9));
-            points.push((self.rows[i], least));
-        }
-        points.reverse();
-        Curve::new(points).context("no step could be measured").context(Unexpected)
+    /// Seconds of all sizes.
+    fn all(&self) -> Vec<f64> {
+        (0..self.rows.len()).map(|i| self.seconds(i)).collect()
     }
+}
+
+/// A curve through the seconds of these sizes, with `row` more for each row. Fewer rows never cost
+/// more than more rows: where they seem to, something disturbed them in every round.
+fn curve(rows: &[usize], seconds: &[f64], row: f64) -> anyhow::Result<Curve> {
+    let mut least = f64::INFINITY;
+    let mut points = Vec::with_capacity(rows.len());
+    for (&rows, &seconds) in rows.iter().zip(seconds).rev() {
+        // A clock may be too coarse for a step.
+        least = least.min((seconds + row * rows as f64).max(1e-9));
+        points.push((rows, least));
+    }
+    points.reverse();
+    Curve::new(points).context("no step could be measured").context(Unexpected)
 }
 
 /// Steps of one sequence over a runner's first blocks.
@@ -267,9 +313,26 @@ impl<'a> Steps<'a> {
         self.limits.tokens.min(self.positions).max(1)
     }
 
-    /// The time of a step of `rows` rows after [`DEPTH`] positions, or as many as there are. As
-    /// many rows as the limits allow give logits.
+    /// The time of a step of `rows` rows.
     fn step(&mut self, rows: usize) -> anyhow::Result<Duration> {
+        let step = self.time(rows, |runner, input, output| runner.step(input, output))?;
+        Ok(step.1)
+    }
+
+    /// The time of [`CHAIN`] steps of `rows` rows that follow each other, no more than the limits
+    /// allow outputs; none where the runner does not offer it.
+    fn chain(&mut self, rows: usize) -> anyhow::Result<Option<Duration>> {
+        let (is_offered, time) = self.time(rows, |runner, input, _| chain(runner, input))?;
+        Ok(is_offered.then_some(time))
+    }
+
+    /// What `run` gives, and its time, for a step of `rows` rows after [`DEPTH`] positions, or as many
+    /// as there are. As many rows as the limits allow give logits.
+    fn time<T>(
+        &mut self,
+        rows: usize,
+        run: impl FnOnce(&mut dyn Runner, &StepInput<'_>, &mut StepOutput) -> Result<T, Error>,
+    ) -> anyhow::Result<(T, Duration)> {
         let start = DEPTH.min(self.positions - rows) as u32;
         let end = start + rows as u32;
         // Any tokens; different ones, so that no row of the embedding is read twice.
@@ -291,9 +354,20 @@ impl<'a> Steps<'a> {
             draws: &vec![Some(Draw::GREEDY); outputs as usize],
         };
         let start = Instant::now();
-        self.runner.step(&input, &mut self.output).context(Unexpected)?;
-        Ok(start.elapsed())
+        let done = run(&mut *self.runner, &input, &mut self.output).context(Unexpected)?;
+        Ok((done, start.elapsed()))
     }
+}
+
+/// Asks for [`CHAIN`] steps like `input`, and waits for them; whether that is offered.
+fn chain(runner: &mut dyn Runner, input: &StepInput<'_>) -> Result<bool, Error> {
+    for k in 0..CHAIN {
+        if !runner.ask(input, k > 0)? {
+            return Ok(false);
+        }
+    }
+    runner.answers(&mut vec![])?;
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -302,6 +376,9 @@ mod tests {
     use crate::load;
     use engine::kv::{BLOCK_LEN, PrefixCaching};
     use engine::model::Head;
+    use kernels::Backend;
+    use kernels::backend::RunnerMemory;
+    use kernels::program::SlotId;
 
     fn config(positions: usize, max_drafted: usize) -> EngineConfig {
         EngineConfig {
@@ -318,8 +395,64 @@ mod tests {
         }
     }
 
+    /// A runner that is asked for steps and computes them at once.
+    struct Asked {
+        inner: Box<dyn Runner>,
+        is_offered: bool,
+        /// Rows of the last step, and of all in the chain.
+        rows: usize,
+        kept: usize,
+        /// Rows of each chain whose answers were fetched.
+        chains: Vec<usize>,
+    }
+
+    impl Runner for Asked {
+        fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
+            self.inner.step(input, output)
+        }
+
+        fn ask(&mut self, input: &StepInput<'_>, follows: bool) -> Result<bool, Error> {
+            let rows = input.output_rows.len();
+            assert!(rows > 0 && input.draws.iter().flatten().count() == rows, "each has a draw");
+            assert!(!follows || input.tokens.len() == self.rows, "each token is a chosen one");
+            self.kept = if follows { self.kept + rows } else { rows };
+            self.rows = rows;
+            self.inner.step(input, &mut StepOutput::default())?;
+            Ok(self.is_offered)
+        }
+
+        fn answers(&mut self, out: &mut Vec<Option<TokenId>>) -> Result<(), Error> {
+            self.chains.push(self.kept);
+            out.resize(self.kept, None);
+            Ok(())
+        }
+
+        fn read_slot(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error> {
+            self.inner.read_slot(slot, out)
+        }
+
+        fn memory(&self) -> RunnerMemory {
+            self.inner.memory()
+        }
+
+        fn poison(&mut self, live: &[usize]) {
+            self.inner.poison(live);
+        }
+    }
+
     /// Measures the built-in pair.
     fn demo(config: &EngineConfig) -> (Costs, Duration) {
+        let (costs, took, chains) = demo_asked(config, true, false);
+        assert!(chains.is_empty(), "none are offered");
+        (costs, took)
+    }
+
+    /// Measures the built-in pair, whose draft may be asked for steps; rows of the chains of steps.
+    fn demo_asked(
+        config: &EngineConfig,
+        same_ids: bool,
+        is_offered: bool,
+    ) -> (Costs, Duration, Vec<usize>) {
         let args =
             DeviceArgs { device: DeviceName::Cpu, threads: Some(1), cpu_isa: None, head: None };
         let backend = load::backend(&args).unwrap();
@@ -329,11 +462,46 @@ mod tests {
             let model: &engine::model::Model = &models[i];
             backend.build(model.program(), &model.weights(), &limits[i]).unwrap()
         };
-        let (mut verifier, mut draft) = (build(0), build(1));
+        let (mut verifier, inner) = (build(0), build(1));
+        let mut asked = Asked { inner, is_offered, rows: 0, kept: 0, chains: vec![] };
         let verifier = Subject { program: models[0].program(), runner: verifier.as_mut() };
-        let draft = Subject { program: models[1].program(), runner: draft.as_mut() };
+        let model = Subject { program: models[1].program(), runner: &mut asked };
         let start = Instant::now();
-        (measure(verifier, Some(draft), config).unwrap(), start.elapsed())
+        let costs = measure(verifier, Some(DraftSubject { model, same_ids }), config).unwrap();
+        (costs, start.elapsed(), asked.chains)
+    }
+
+    #[test]
+    fn a_draft_that_goes_from_step_to_step_is_measured_in_chains() {
+        let (costs, _, chains) = demo_asked(&config(400, 8), true, true);
+        assert!([1, 2].iter().all(|rows| chains.contains(&(CHAIN * rows))), "{chains:?}");
+        let points = costs.draft.unwrap().step;
+        assert_eq!(points.points().iter().map(|p| p.0).collect::<Vec<_>>(), [1, 2]);
+        let (.., chains) = demo_asked(&config(400, 8), false, true);
+        assert!(chains.is_empty(), "ids must be mapped, so each step ends on the host");
+    }
+
+    #[test]
+    fn one_more_step_of_a_chain_costs_what_it_adds() {
+        let model = load::open("demo-draft", Head::Auto).unwrap();
+        let (config, backend) = (config(400, 8), kernels::reference::ReferenceBackend);
+        let mut runner =
+            backend.build(model.program(), &model.weights(), &config.draft_limits()).unwrap();
+        let model = Subject { program: model.program(), runner: runner.as_mut() };
+        let mut draft = Drafting::new(DraftSubject { model, same_ids: true }, &config).unwrap();
+        let seconds = |samples: &mut Samples, all: &[u64]| {
+            samples.times = all.iter().map(|&s| vec![Duration::from_secs(s)]).collect();
+        };
+        seconds(&mut draft.first, &[9]);
+        seconds(&mut draft.later, &[8, 10]);
+        seconds(&mut draft.prefill, &[64]);
+        draft.rounds = 3;
+        assert_eq!(draft.chained(), None, "nothing is offered");
+        seconds(&mut draft.chains, &[14, 22]);
+        let costs = draft.costs(0.5).unwrap();
+        // Six seconds for three more steps of one row, and twelve of two; no tokens to choose.
+        assert_eq!(costs.step.points(), [(1, 2.0), (2, 4.0)]);
+        assert_eq!((costs.start, costs.prefill_token), (7.0, 1.0), "the wait is in the start");
     }
 
     #[test]
@@ -355,7 +523,7 @@ mod tests {
         let mut samples = Samples::new(vec![1, 2, 4]);
         let times = [[5, 3, 9], [80, 90, 70], [8, 7, 60]];
         samples.times = times.map(|t| t.map(Duration::from_secs).to_vec()).to_vec();
-        let curve = samples.curve(0.5).unwrap();
+        let curve = curve(&samples.rows, &samples.all(), 0.5).unwrap();
         assert_eq!(curve.points(), [(1, 3.5), (2, 9.0), (4, 9.0)]);
     }
 

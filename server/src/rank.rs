@@ -186,7 +186,7 @@ impl<'a> Target<'a> {
         let mut runner =
             load::build(&draft.model, self.backend, &limits, io).context("it cannot be loaded")?;
         let verifier = Subject { program: self.model.program(), runner: self.runner.as_mut() };
-        let subject = Subject { program: draft.model.program(), runner: runner.as_mut() };
+        let subject = draft.subject(runner.as_mut());
         let costs =
             costs::costs(verifier, Some(subject), &self.config, &self.args.device, |reason| {
                 // Nothing is lost but the time to measure again.

@@ -8,7 +8,7 @@ use crate::Io;
 use crate::cli::{
     DeviceArgs, DraftName, DraftTokens, HeadName, ModelName, RuleName, SpeculationArgs,
 };
-use crate::costs::{self, Subject};
+use crate::costs::{self, DraftSubject, Subject};
 use crate::generate::Ending;
 use crate::{load, run};
 use anyhow::{Context, bail};
@@ -48,6 +48,12 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
+    /// Over `runner`, to be measured.
+    pub(crate) fn subject<'a>(&'a self, runner: &'a mut dyn Runner) -> DraftSubject<'a> {
+        let model = Subject { program: self.model.program(), runner };
+        DraftSubject { model, same_ids: self.vocab.is_identity() }
+    }
+
     fn over(&self, runner: Box<dyn Runner>, limits: &StepLimits) -> DraftModel {
         DraftModel::new(runner, limits, self.vocab.clone(), self.model.spec().context_len)
     }
@@ -92,10 +98,19 @@ impl Draft {
 
     /// The draft model, if it is one.
     pub(crate) fn model(&self) -> Option<&Model> {
+        self.opened().map(|opened| &opened.model)
+    }
+
+    fn opened(&self) -> Option<&Opened> {
         match &self.source {
             Source::Lookup => None,
-            Source::Model(opened) | Source::Cascade(opened) => Some(&opened.model),
+            Source::Model(opened) | Source::Cascade(opened) => Some(opened),
         }
+    }
+
+    /// The draft model over `runner`, to be measured.
+    pub(crate) fn subject<'a>(&'a self, runner: &'a mut dyn Runner) -> Option<DraftSubject<'a>> {
+        self.opened().map(|opened| opened.subject(runner))
     }
 
     /// Most tokens it proposes in a cycle.
@@ -142,8 +157,7 @@ impl Draft {
         let length = match self.fixed {
             Some(tokens) => Length::Fixed(tokens),
             None => {
-                let draft = self.model().zip(runner.as_deref_mut());
-                let draft = draft.map(|(m, runner)| Subject { program: m.program(), runner });
+                let draft = runner.as_deref_mut().and_then(|runner| self.subject(runner));
                 let costs = costs::costs(verifier, draft, config, &self.device, |reason| {
                     // Nothing is lost but the time to measure again.
                     let _ = writeln!(io.err, "foretoken: measured costs are not kept: {reason}");

@@ -1,9 +1,9 @@
 //! Measured costs on disk: one small file a pair of models and machine.
 //!
 //! In folder `costs` of [`environment::caches`]. Costs depend on what is computed, not on the values
-//! of weights, so the key is the programs (every shape, format and operation), the step sizes, the
-//! processor, threads and instruction set, and this version. A file that does not say exactly the
-//! same, or does not parse, is measured anew and replaced.
+//! of weights, so the key is the programs (every shape, format and operation), whether their ids are
+//! the same, the step sizes, the processor, threads and instruction set, and this version. A file
+//! that does not say exactly the same, or does not parse, is measured anew and replaced.
 
 use crate::environment;
 use engine::engine::EngineConfig;
@@ -19,21 +19,26 @@ pub(crate) struct Key {
     name: String,
 }
 
+/// Goes up whenever the same numbers mean something else.
+const MEANING: u32 = 2;
+
 impl Key {
-    /// The key of `verifier` and `draft` under `config`; `machine` names processor, device,
-    /// instruction set and threads.
+    /// The key of `verifier` and `draft`, which may have the same ids, under `config`; `machine`
+    /// names processor, device, instruction set and threads.
     pub(crate) fn new(
         verifier: &Program,
-        draft: Option<&Program>,
+        draft: Option<(&Program, bool)>,
         config: &EngineConfig,
         machine: &str,
     ) -> Self {
         let digest = |program: &Program| fnv1a(format!("{program:?}").as_bytes());
         let text = format!(
-            "foretoken {} on {machine}: verifier {:016x}, draft {:016x}, {} sequences, {} drafted",
+            "foretoken {}, costs {MEANING}, on {machine}: verifier {:016x}, draft {:016x}, \
+             same ids {}, {} sequences, {} drafted",
             env!("CARGO_PKG_VERSION"),
             digest(verifier),
-            draft.map_or(0, digest),
+            draft.map_or(0, |(program, _)| digest(program)),
+            draft.is_some_and(|(_, same_ids)| same_ids),
             config.max_sequences,
             config.max_drafted,
         );

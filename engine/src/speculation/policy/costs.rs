@@ -55,7 +55,8 @@ fn slope(left: (usize, f64), right: (usize, f64)) -> f64 {
 pub struct DraftCosts {
     /// One of its steps by the number of sequences that draft; choosing the tokens included.
     pub step: Curve,
-    /// More seconds of the first step of a cycle: the verifier's step before it has used the caches.
+    /// More seconds of the first step of a cycle: the verifier's step before it has used the caches,
+    /// and where steps follow each other on the device, all of them are waited for once.
     pub start: f64,
     /// Seconds of each token that it computes without proposing: following a prompt, catching up.
     pub prefill_token: f64,

@@ -5,7 +5,7 @@
 use super::clocked::{Clock, Role};
 use crate::bench::subject::{self, Subject};
 use crate::cli::{BenchArgs, DeviceArgs, SpeculationArgs};
-use crate::costs;
+use crate::costs::{self, DraftSubject};
 use crate::speculate::Draft;
 use crate::{Io, load};
 use anyhow::{Context, bail};
@@ -69,6 +69,22 @@ impl Drafting {
         }
     }
 
+    /// The draft model over `runner`, to be measured; none if it is no model.
+    fn subject<'a>(
+        &'a self,
+        runner: &'a mut dyn Runner,
+        verifier_vocab: usize,
+    ) -> Option<DraftSubject<'a>> {
+        match self {
+            Self::Real(draft) => draft.subject(runner),
+            Self::MadeUp(subject) => {
+                let vocab = VocabMap::same(verifier_vocab, subject.spec().vocab);
+                let model = costs::Subject { program: subject.program(), runner };
+                Some(DraftSubject { model, same_ids: vocab.is_identity() })
+            }
+        }
+    }
+
     fn drafter(
         &self,
         runner: Option<Box<dyn Runner>>,
@@ -108,8 +124,7 @@ impl Pair {
         check_memory(verifier, drafting, &config)?;
         let mut runner = build(verifier, &config.step_limits(), backend, io)?;
         let mut draft = drafting.load(&config, backend, io)?;
-        let drafts = drafting.program().zip(draft.as_deref_mut());
-        let drafts = drafts.map(|(program, runner)| costs::Subject { program, runner });
+        let drafts = draft.as_deref_mut().and_then(|runner| drafting.subject(runner, config.vocab));
         let subject = costs::Subject { program: verifier.program(), runner: runner.as_mut() };
         let costs = costs::measure(subject, drafts, &config)?;
         let clock = Clock::default();
