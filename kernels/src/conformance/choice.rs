@@ -276,11 +276,13 @@ fn as_many_rows_are_kept_as_promised() {
     for (rows, is_kept) in [(last, true), (last + 1, false), (last, true)] {
         let input = |rows| StepInput { draws: &draws[..rows], ..input(&case, &all, rows) };
         runner.step(&input(ROWS), &mut StepOutput::default()).expect("a valid step");
+        let mut found = vec![None];
+        runner.answers(&mut found).expect("nothing was asked for");
+        assert_eq!(found, []);
         for k in 0..whole {
             assert!(runner.ask(&input(ROWS), k > 0).expect("there is room"));
         }
         assert_eq!(runner.ask(&input(rows), true).is_ok(), is_kept, "{rows} of {last}");
-        let mut found = vec![];
         if is_kept {
             runner.answers(&mut found).expect("they were asked for");
             assert_eq!(found.len(), ASKED_ROWS);

@@ -31,6 +31,8 @@ pub(crate) struct CudaRunner {
     counts: RowCounts,
     /// Rows of the steps that were asked for and whose tokens are kept on the device.
     kept: usize,
+    /// Whether the last step was asked for, so that its own tokens are wanted too.
+    asked: bool,
 }
 
 impl CudaRunner {
@@ -58,6 +60,7 @@ impl CudaRunner {
             speeds: vec![],
             counts: RowCounts::default(),
             kept: 0,
+            asked: false,
         })
     }
 
@@ -307,6 +310,7 @@ fn bucket(rows: usize, most: usize) -> usize {
 impl Runner for CudaRunner {
     fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
         validate::input(&self.program, &self.limits, input)?;
+        (self.kept, self.asked) = (0, false);
         self.counts = RowCounts::new(input);
         self.write_inputs(input)?;
         self.run(chosen(input.draws))?;
@@ -325,18 +329,19 @@ impl Runner for CudaRunner {
             self.gpu.launch(&self.plan.follow(rows, self.kept))?;
             self.kept += rows;
         }
-        self.counts = RowCounts::new(input);
+        (self.counts, self.asked) = (RowCounts::new(input), true);
         self.run(chosen(input.draws))?;
         Ok(true)
     }
 
     fn answers(&mut self, out: &mut Vec<Option<TokenId>>) -> Result<(), Error> {
-        let rows = self.counts.outputs;
-        self.gpu.launch(&self.plan.follow(rows, self.kept))?;
         out.clear();
-        self.read_chosen(self.plan.choices.kept, self.kept + rows, out)?;
-        self.kept = 0;
-        Ok(())
+        if !std::mem::take(&mut self.asked) {
+            return Ok(());
+        }
+        let (kept, rows) = (std::mem::take(&mut self.kept), self.counts.outputs);
+        self.gpu.launch(&self.plan.follow(rows, kept))?;
+        self.read_chosen(self.plan.choices.kept, kept + rows, out)
     }
 
     fn read_slot(&mut self, slot: SlotId, out: &mut Vec<f32>) -> Result<(), Error> {

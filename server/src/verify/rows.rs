@@ -1,7 +1,8 @@
 //! Logits as they are used: a runner that remembers what it computed, by position.
 //!
 //! For one sequence at a time. Of each row it keeps the greatest entries and a hash of all, so
-//! that two runs can be compared without keeping their logits. It changes nothing.
+//! that two runs can be compared without keeping their logits. All tokens are chosen from logits, by
+//! the caller.
 
 use kernels::backend::RunnerMemory;
 use kernels::program::{SlotId, TokenId};
@@ -59,6 +60,8 @@ impl Recorder {
 
 impl Runner for Recorder {
     fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
+        // Of a row whose token the runner chooses nothing else would be known.
+        let input = &StepInput { draws: &[], ..*input };
         self.inner.step(input, output)?;
         let rows = input.output_rows.len();
         let logits = output.logits.chunks_exact(self.vocab).zip(input.output_rows).enumerate();
@@ -104,6 +107,8 @@ fn top(logits_v: &[f32]) -> Vec<(TokenId, f32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernels::program::BlockId;
+    use kernels::{BlockTables, Draw};
 
     #[test]
     fn the_greatest_entries_come_first_and_ties_keep_their_order() {
@@ -118,5 +123,46 @@ mod tests {
         assert_eq!(hash(&[1.0, 2.0]), hash(&[1.0, 2.0]));
         assert_ne!(hash(&[1.0, 2.0]), hash(&[1.0, f32::from_bits(2.0f32.to_bits() + 1)]));
         assert_ne!(hash(&[0.0]), hash(&[-0.0]));
+    }
+
+    /// Chooses wherever it may, and then computes no logits.
+    struct Chooser;
+
+    impl Runner for Chooser {
+        fn step(&mut self, input: &StepInput<'_>, output: &mut StepOutput) -> Result<(), Error> {
+            output.logits = if input.draws.is_empty() { vec![1.0, 3.0] } else { vec![f32::NAN; 2] };
+            output.chosen = input.draws.iter().map(|draw| draw.map(|_| TokenId(0))).collect();
+            Ok(())
+        }
+
+        fn read_slot(&mut self, _: SlotId, _: &mut Vec<f32>) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn memory(&self) -> RunnerMemory {
+            RunnerMemory::default()
+        }
+
+        fn poison(&mut self, _: &[usize]) {}
+    }
+
+    #[test]
+    fn a_row_is_recorded_though_the_runner_could_choose_its_token() {
+        let rows = Rows::default();
+        let mut recorder = Recorder::new(Box::new(Chooser), 2, &rows);
+        let input = StepInput {
+            tokens: &[TokenId(1)],
+            positions: &[6],
+            rope_lens: &[7],
+            query_ends: &[1],
+            context_lens: &[7],
+            block_tables: BlockTables { blocks: &[BlockId(0)], ends: &[1] },
+            output_rows: &[0],
+            draws: &[Some(Draw::GREEDY)],
+        };
+        let mut output = StepOutput::default();
+        recorder.step(&input, &mut output).unwrap();
+        assert!(output.chosen.is_empty(), "the token comes from the logits");
+        assert_eq!(rows.take()[&6].top, [(TokenId(1), 3.0), (TokenId(0), 1.0)]);
     }
 }
