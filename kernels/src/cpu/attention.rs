@@ -7,7 +7,7 @@
 //! walk  chunks of 128 positions, at multiples of 128 of the absolute position; maximum and sum are
 //!       carried from chunk to chunk (online softmax)
 //! block up to sixteen queries take a chunk together: scores, then weights ([`super::softmax`]),
-//!       then outputs; registers hold 4 queries x 16 or 64 positions, or columns
+//!       then outputs; registers hold 8 queries x 32 positions or columns, 4 x 64, or 4 x 16
 //! sums  one chain of fma: a score's over its columns, an output column's over the positions
 //! split (tokens, KV head, query heads) items over threads; reads every visible key and value once
 //!       an item, widened where they are used; 64 queries take turns while a chunk is in the cache

@@ -9,6 +9,7 @@
 //!     panel of two blocks         codes opened once to [2, 2, quads, 16 x 4] of int8
 //!       strip of 16 (or 8) rows   dots [2, 2, 16, 16] i32 = activations x panel, four products
 //!       the strip before it       sums += w_scale * a_scale * dots (vector unit, meanwhile)
+//!       then                      a part of the next panel is opened, so that nothing waits for its codes
 //! in    packed weights (a line of codes is two rows of a panel, or one of 8-bit codes)
 //!       activations laid out for it ([`layout`]): all rows of a row block, block by block
 //! out   columns of `[rows, n]` f32; strips are computed whole, only real rows are stored
