@@ -8,8 +8,8 @@
 //! out   columns of `[rows, n]` f32
 //! split tiles over threads. Many rows: a tile by panels of 8 KiB, which come from memory ahead of
 //!       their use, stay in the first-level cache and are opened once for every four or eight rows.
-//!       One row or two, where a processor gets more out of memory from several streams: eight tiles
-//!       side by side, a KiB of each in turn (1.15 times as much, Emerald Rapids; less on Zen 4)
+//!       Up to four, where a processor gets more out of memory from several streams: four tiles side
+//!       by side, a KiB of each in turn (1.15 times as much, Emerald Rapids; less on Zen 4)
 //! bytes every code and scale once (and once more for every 64 rows), activations from cache
 //! ```
 //! Integers are exact inside a block (at most 64 * 255 * 127 < 2^24), and blocks are added by one
@@ -38,12 +38,12 @@ const ROWS_CACHED: usize = 64;
 /// a first-level cache of 32 KiB.
 pub(crate) const PANEL: usize = 128;
 
-/// Most rows that take tiles side by side: with four the arithmetic bounds, and longer parts of one tile
+/// Most rows that take tiles side by side: with more the arithmetic bounds, and longer parts of one tile
 /// are faster.
-const FEW_ROWS: usize = 2;
+const FEW_ROWS: usize = 4;
 
-/// Most tiles side by side.
-pub(crate) const STREAMS: usize = 8;
+/// Most tiles side by side: eight were no faster with one thread and slower with two.
+pub(crate) const STREAMS: usize = 4;
 
 /// Lines that are taken of one of them in turn.
 const STREAM_LINES: usize = 16;
@@ -71,7 +71,7 @@ pub(crate) struct GroupedLinear<'a> {
     pub(crate) tiles: Range<usize>,
     /// Exactly those columns.
     pub(crate) out: MatMut<'a>,
-    /// Tiles that one row or two take side by side, at most [`STREAMS`].
+    /// Tiles that few rows take side by side, at most [`STREAMS`].
     pub(crate) streams: usize,
 }
 

@@ -34,8 +34,8 @@ fn multiply(
         let tiles = packed.tiles() * part / parts..packed.tiles() * (part + 1) / parts;
         let columns = tiles.start * LANES..n.min(tiles.end * LANES);
         let out = MatMut::columns(&mut y_mn, n, columns);
-        // One tile after another with one part, four or seven side by side with more.
-        let streams = 3 * parts - 2;
+        // One tile after another with one part, two or four side by side with more.
+        let streams = [1, 2, STREAMS][parts.min(3) - 1];
         machine.multiply(GroupedLinear { weight: packed, bias, x, tiles, out, streams });
     }
     y_mn

@@ -147,8 +147,8 @@ impl Machine {
         }
     }
 
-    /// Streams of weights from which memory gives most: eight on processors with AMX, 1.15 times as
-    /// much as one (Emerald Rapids); Zen 4 got less from several.
+    /// Streams of weights from which memory gives most: four on processors with AMX, 1.15 times as much
+    /// as one (Emerald Rapids); Zen 4 got less from several.
     pub(crate) fn streams(self) -> usize {
         if self.isa() == Isa::Amx { STREAMS } else { 1 }
     }
