@@ -23,10 +23,11 @@
 //
 // Counts for 512 bytes of 4-bit codes (a tile, 64 columns), T tiles of tokens:
 //   issue  13 + 7 T to multiply (12 open codes; a tile of tokens: address, load, two tensor instructions, two
-//          stores); to add 2 a warp (scale, zero point; 3 where scales are f16) and 6 for 32 outputs (two loads, mad, subtract,
-//          multiply, fma): at four a clock
+//          stores); to add 2 a warp (scale, zero point; 3 where scales are f16) and 6 for 32 outputs (two
+//          loads, mad, subtract, multiply, fma): at four a clock
 //   L1     6 + 16 T lines: codes, scales, and of a tile of tokens 4 in, 4 exact sums out and in, 4 scales
-//   L2     512 codes, 80 scales and zero points (32 where scales are f16 and zero points one), 576 T activations, less what other blocks left in L1
+//   L2     512 codes, 80 scales and zero points (32 where scales are f16 and zero points one number), 576 T
+//          activations, less what other blocks left in L1
 //   rows              1     8    16    32    64
 //   issue, clocks     7    13    23    38    69
 //   L1, clocks       12    22    38    70   134

@@ -40,7 +40,7 @@ pub(crate) const PANEL: usize = 128;
 
 /// Most rows that take tiles side by side: with more the arithmetic bounds, and longer parts of one tile
 /// are faster.
-const FEW_ROWS: usize = 4;
+const STREAM_ROWS: usize = 4;
 
 /// Most tiles side by side: eight were no faster with one thread and slower with two.
 pub(crate) const STREAMS: usize = 4;
@@ -150,7 +150,7 @@ struct Walk {
 
 impl Walk {
     fn new(w: &Packed, (rows, streams): (usize, usize), end: usize) -> Self {
-        let (streams, blocks) = match rows <= FEW_ROWS && streams > 1 {
+        let (streams, blocks) = match rows <= STREAM_ROWS && streams > 1 {
             true => (streams.min(STREAMS), (STREAM_LINES / w.block_lines()).max(1)),
             false => (1, w.panel),
         };
@@ -165,8 +165,8 @@ impl Walk {
     }
 }
 
-/// Some tiles times some rows, a part of each tile's columns in turn: they stay in the first-level cache while the rows pass by, and meanwhile the next part comes from
-/// memory.
+/// Some tiles times some rows, a part of each tile's columns in turn: they stay in the first-level cache
+/// while the rows pass by, and meanwhile the next part comes from memory.
 #[inline(always)]
 fn some_tiles<S: Simd, C: Codes<S>>(
     s: S,

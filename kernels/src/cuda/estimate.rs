@@ -2,7 +2,8 @@
 //!
 //! The runner's own construction, on a device that only counts: an estimate cannot drift from what is
 //! taken. It is exact but for quantized weights, of which it is the most: that their scales are f16 and
-//! their zero points one number is only known when they are loaded ([`super::store`]). Not here: how much is free ([`super::devices`]). Input: a program and the limits of its steps.
+//! their zero points one number is only known when they are loaded ([`super::store`]). Not here: how
+//! much is free ([`super::devices`]). Input: a program and the limits of its steps.
 
 use super::gpu::{Gpu, Launch, Pointer};
 use super::runner::take;
