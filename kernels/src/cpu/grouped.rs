@@ -8,8 +8,8 @@
 //! out   columns of `[rows, n]` f32
 //! split tiles over threads. Many rows: a tile by panels of 8 KiB, which come from memory ahead of
 //!       their use, stay in the first-level cache and are opened once for every four or eight rows.
-//!       Up to four, where a processor gets more out of memory from several streams: four tiles side
-//!       by side, a KiB of each in turn (1.15 times as much, Emerald Rapids; less on Zen 4)
+//!       One, where a processor gets more out of memory from several streams: four tiles side by
+//!       side, a KiB of each in turn (1.15 times as much, Emerald Rapids; less on Zen 4)
 //! bytes every code and scale once (and once more for every 64 rows), activations from cache
 //! ```
 //! Integers are exact inside a block (at most 64 * 255 * 127 < 2^24), and blocks are added by one
@@ -37,10 +37,6 @@ const ROWS_CACHED: usize = 64;
 /// Lines of a panel: its codes, the next panel's and the activations of four rows or eight share
 /// a first-level cache of 32 KiB.
 pub(crate) const PANEL: usize = 128;
-
-/// Most rows that take tiles side by side: with more the arithmetic bounds, and longer parts of one tile
-/// are faster.
-const STREAM_ROWS: usize = 4;
 
 /// Most tiles side by side: eight were no faster with one thread and slower with two.
 pub(crate) const STREAMS: usize = 4;
@@ -71,7 +67,7 @@ pub(crate) struct GroupedLinear<'a> {
     pub(crate) tiles: Range<usize>,
     /// Exactly those columns.
     pub(crate) out: MatMut<'a>,
-    /// Tiles that few rows take side by side, at most [`STREAMS`].
+    /// Tiles that one row takes side by side, at most [`STREAMS`].
     pub(crate) streams: usize,
 }
 
@@ -150,7 +146,7 @@ struct Walk {
 
 impl Walk {
     fn new(w: &Packed, (rows, streams): (usize, usize), end: usize) -> Self {
-        let (streams, blocks) = match rows <= STREAM_ROWS && streams > 1 {
+        let (streams, blocks) = match rows == 1 && streams > 1 {
             true => (streams.min(STREAMS), (STREAM_LINES / w.block_lines()).max(1)),
             false => (1, w.panel),
         };

@@ -2,10 +2,12 @@
 //!
 //! Not here: what the instructions do ([`super::simd`]). Input: the caller's wish or none.
 
+#[cfg(any(test, target_arch = "x86_64"))]
+use super::few_rows::{FewRows, MOST_ROWS};
 use super::grouped::{GroupedLinear, STREAMS};
 #[cfg(any(test, target_arch = "x86_64"))]
 use super::matmul::MatrixLinear;
-use super::matmul::{self, fewest_rows};
+use super::matmul::{self, FEWEST_ROWS};
 use super::quantize::{Blocks, QuadLayout};
 use super::scalar::Scalar;
 use super::simd::Simd;
@@ -22,7 +24,7 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and VNNI.
     Avx512,
-    /// The same with AMX int8 tiles for quantized linears over many rows; Linux alone.
+    /// The same with GFNI, and AMX int8 tiles for quantized linears over two rows and more; Linux alone.
     Amx,
 }
 
@@ -141,7 +143,7 @@ impl Machine {
     /// How activations are to lie for a quantized linear over `rows` rows.
     pub(crate) fn quad_layout(self, rows: usize, blocks: &Blocks) -> QuadLayout {
         let matrix_unit = self.isa() == Isa::Amx;
-        match matrix_unit && rows >= fewest_rows(blocks) {
+        match matrix_unit && rows >= FEWEST_ROWS {
             true => matmul::layout(rows, blocks),
             false => QuadLayout::together(rows, self.run(Together)),
         }
@@ -157,12 +159,18 @@ impl Machine {
     pub(crate) fn multiply(self, linear: GroupedLinear<'_>) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Amx(unit) if linear.out.rows() >= fewest_rows(&linear.weight.blocks) => {
-                unit.avx512().run(MatrixLinear { linear, unit });
+            Self::Amx(unit) if linear.out.rows() >= FEWEST_ROWS => {
+                match linear.out.rows() <= MOST_ROWS {
+                    true => unit.avx512().run(FewRows { linear, unit }),
+                    false => unit.avx512().run(MatrixLinear { linear, unit }),
+                }
             }
             #[cfg(test)]
-            Self::EmulatedAmx(unit) if linear.out.rows() >= fewest_rows(&linear.weight.blocks) => {
-                MatrixLinear { linear, unit }.run(Scalar);
+            Self::EmulatedAmx(unit) if linear.out.rows() >= FEWEST_ROWS => {
+                match linear.out.rows() <= MOST_ROWS {
+                    true => FewRows { linear, unit }.run(Scalar),
+                    false => MatrixLinear { linear, unit }.run(Scalar),
+                }
             }
             _ => self.run(linear),
         }

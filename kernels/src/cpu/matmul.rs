@@ -19,7 +19,8 @@
 //! `code - 128` for 8 bits, which leaves `(128 - zero) * a_sum` to add. Reference: the generic
 //! kernel. Not here: the instructions ([`super::x86`]).
 
-use super::grouped::{Activations, GroupedLinear, scale};
+use super::few_rows::{self, MOST_ROWS, Round, TileSums};
+use super::grouped::{Activations, GroupedLinear, STREAMS, scale};
 use super::isa::Kernel;
 use super::packed::{Packed, Tile, TileZeros};
 use super::quantize::{BlockScale, Blocks, MAX_BLOCK, QuadLayout};
@@ -30,28 +31,13 @@ use quant::Bits;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Fewest rows worth the matrix unit while weights come from memory: a strip of one row takes as long as
-/// one of eight, 1.25 to 1.4 times one row in the vector unit, where eight take 1.6 (11264 x 2048
-/// weights, Emerald Rapids).
-const FEWEST_ROWS: usize = 5;
-
-/// Fewest rows while weights come from a cache, as those of narrow models do: there eight rows take 0.8
-/// to 0.95 of the matrix unit's time in the vector unit, and sixteen 1.0 to 1.4.
-const FEWEST_CACHED_ROWS: usize = 16;
-
-/// Columns from which a weight counts as too large for a cache.
-const WIDE: usize = 1024;
-
-/// Fewest rows of activations for which a weight with such blocks is multiplied by the matrix unit.
-pub(crate) fn fewest_rows(blocks: &Blocks) -> usize {
-    if blocks.width() < WIDE { FEWEST_CACHED_ROWS } else { FEWEST_ROWS }
-}
+/// Fewest rows worth the matrix unit. Two take 0.8 to 0.95 of the vector unit's time, out of memory and
+/// out of a cache, four 0.75 to 0.85, eight 0.65 to 0.75 (5632 x 2048 and 1024 x 256 weights, Emerald
+/// Rapids).
+pub(crate) const FEWEST_ROWS: usize = 2;
 
 /// Rows of a matrix tile, and of a strip.
 pub(crate) const STRIP_ROWS: usize = 16;
-
-/// Rows of a strip if there are no more: half of the rows are half of the work.
-const FEW_ROWS: usize = STRIP_ROWS / 2;
 
 /// Blocks of a panel.
 pub(crate) const PANEL_BLOCKS: usize = 2;
@@ -100,7 +86,7 @@ pub(crate) struct Factors {
 pub(crate) struct Shape {
     /// 1 to [`BLOCK_QUADS`].
     pub(crate) quads: usize,
-    /// [`STRIP_ROWS`] or half of it.
+    /// 1 to [`STRIP_ROWS`].
     pub(crate) rows: usize,
 }
 
@@ -159,6 +145,15 @@ pub(crate) trait MatrixRegisters {
     /// Writes the opened codes of a block and a tile.
     fn open(&self, codes: Opening<'_>, out: &mut Opened);
 
+    /// Adds up all blocks of each set of tiles, in order, and calls `done` with the last round of the
+    /// set and its sums, which that clears.
+    fn few_rows(
+        &self,
+        job: &few_rows::Job<'_>,
+        scratch: &mut few_rows::Scratch,
+        done: impl FnMut(Round, &mut [TileSums; STREAMS]),
+    );
+
     /// `next.dots[block][tile][row][lane]` = sum over the quads of a block of a row of `x` times
     /// row `lane` of the panel's tile, exact; and for the blocks of `last` in order
     /// `sums[tile][row][lane] += scale * x scale * (dots + rest * x sum)`, one fma each.
@@ -169,18 +164,14 @@ pub(crate) trait MatrixRegisters {
 pub(crate) fn layout(rows: usize, blocks: &Blocks) -> QuadLayout {
     let fit = ROW_BLOCK_BYTES / blocks.width().max(1) / STRIP_ROWS * STRIP_ROWS;
     let most = fit.clamp(STRIP_ROWS, MAX_ROWS);
-    let strips = rows.next_multiple_of(if rows <= FEW_ROWS { FEW_ROWS } else { STRIP_ROWS });
+    let strips = if rows <= MOST_ROWS { rows } else { rows.next_multiple_of(STRIP_ROWS) };
     QuadLayout { height: most.min(strips) }
 }
 
 /// Rows that memory must have room for so that up to `rows` rows fit in any layout.
 pub(crate) fn padded_rows(rows: usize, blocks: &Blocks) -> usize {
     let together = rows.next_multiple_of(TOGETHER);
-    if rows < fewest_rows(blocks) {
-        together
-    } else {
-        together.max(layout(rows, blocks).rows(rows))
-    }
+    if rows < FEWEST_ROWS { together } else { together.max(layout(rows, blocks).rows(rows)) }
 }
 
 /// A linear over several rows.
@@ -225,10 +216,10 @@ impl<U: MatrixUnit> Kernel for MatrixLinear<'_, U> {
     fn run<S: Simd>(mut self, s: S) {
         let GroupedLinear { weight, x, .. } = &self.linear;
         let height = x.layout.height;
-        let rows = height.min(STRIP_ROWS);
-        assert!(height.is_multiple_of(rows) && rows >= FEW_ROWS && height <= MAX_ROWS);
+        assert!(height.is_multiple_of(STRIP_ROWS) && height <= MAX_ROWS);
         let mut scratch = SCRATCH.take().unwrap_or_else(|| Box::new(Scratch::EMPTY));
-        let registers = self.unit.configure(Shape { quads: weight.blocks.block / 4, rows });
+        let registers =
+            self.unit.configure(Shape { quads: weight.blocks.block / 4, rows: STRIP_ROWS });
         let GroupedLinear { weight, bias, x, tiles, out, .. } = &mut self.linear;
         for start in (0..out.rows()).step_by(height) {
             for tile in tiles.clone().step_by(2) {
@@ -314,12 +305,11 @@ impl<'a, R: MatrixRegisters> Job<'a, R> {
         let quads = weight.blocks.block / 4;
         let second = (tiles.start + 1).min(tiles.end - 1);
         let tiles = [tiles.start, second].map(|tile| (tile, weight.tile(tile)));
-        let plain = matches!(tiles[0].1.zeros, TileZeros::All(zero) if zero == MIDDLE);
         Self {
             registers,
             weight,
             tiles,
-            rest: weight.bits == Bits::Eight && !plain,
+            rest: leaves_rest(weight),
             rows,
             height,
             quads: &x.quads[first * quads..][..items * quads],
@@ -336,7 +326,7 @@ impl<'a, R: MatrixRegisters> Job<'a, R> {
         let (mut next_dots, mut last_dots) = (next_dots, last_dots);
         let (mut panel, mut after) = (panel, after);
         for sums in &mut *sums {
-            sums[..self.rows.next_multiple_of(FEW_ROWS)].fill([0.0; LANES]);
+            sums[..self.rows.next_multiple_of(STRIP_ROWS)].fill([0.0; LANES]);
         }
         let count = self.weight.blocks.count;
         let share = self.rows.div_ceil(count.div_ceil(PANEL_BLOCKS));
@@ -449,8 +439,14 @@ impl<'a, R: MatrixRegisters> Job<'a, R> {
     }
 }
 
+/// Whether opened codes leave something to add to dots: zero points that are not [`MIDDLE`].
+pub(crate) fn leaves_rest(weight: &Packed) -> bool {
+    let plain = matches!(weight.tile(0).zeros, TileZeros::All(zero) if zero == MIDDLE);
+    weight.bits == Bits::Eight && !plain
+}
+
 /// What 8-bit codes are lowered by to be signed.
-const MIDDLE: i32 = 128;
+pub(crate) const MIDDLE: i32 = 128;
 
 #[cfg(test)]
 #[path = "matmul_tests.rs"]

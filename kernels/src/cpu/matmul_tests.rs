@@ -93,7 +93,7 @@ proptest! {
         let (x, bias) = (rng.floats(rows * spec.k, 2.0), rng.floats(spec.n, 1.0));
         let case = Case { packed: &packed, bias: biased.then_some(&bias[..]), x_mk: &x };
         let expected = case.expected();
-        let height = if taller { 3 * STRIP_ROWS } else { STRIP_ROWS / 2 };
+        let height = if taller { 3 * STRIP_ROWS } else { STRIP_ROWS };
         for machine in machines() {
             prop_assert_eq!(&case.emulated(machine, height, parts), &expected);
         }
@@ -139,8 +139,8 @@ fn a_row_that_is_not_finite_shows_and_stays_alone() {
 #[test]
 fn row_blocks_fit_the_caches_and_the_memory() {
     for (k, rows, height) in [
-        (4096, 5, 8),
-        (4096, 9, 16),
+        (4096, 5, 5),
+        (4096, 16, 16),
         (4096, 33, 48),
         (4096, 512, 128),
         (11008, 512, 80),
@@ -157,7 +157,7 @@ fn row_blocks_fit_the_caches_and_the_memory() {
         let fits = |rows| {
             let mut layouts: Vec<_> =
                 [4, TOGETHER].map(|most| QuadLayout::together(rows, most)).to_vec();
-            layouts.extend((rows >= fewest_rows(&blocks)).then(|| layout(rows, &blocks)));
+            layouts.extend((rows >= FEWEST_ROWS).then(|| layout(rows, &blocks)));
             layouts.iter().all(|layout| room >= layout.rows(rows))
         };
         assert!((1..=most).all(fits), "{most}");
@@ -165,23 +165,26 @@ fn row_blocks_fit_the_caches_and_the_memory() {
 }
 
 #[test]
-fn few_rows_do_without_the_matrix_unit() {
-    for (k, fewest, height) in [(256, 16, 16), (2048, 5, 8)] {
+fn one_row_does_without_the_matrix_unit() {
+    for k in [256, 2048] {
         let blocks = Blocks::new(k, 128, None);
         for machine in matrix_machines() {
-            assert!(machine.quad_layout(fewest - 1, &blocks).height <= TOGETHER);
-            assert_eq!(machine.quad_layout(fewest, &blocks), QuadLayout { height });
+            assert_eq!(machine.quad_layout(1, &blocks).height, 1);
+            assert_eq!(machine.quad_layout(2, &blocks).height, 2);
         }
         assert_eq!(Machine::Scalar.quad_layout(100, &blocks), QuadLayout { height: 4 });
     }
 }
 
 #[test]
-fn strips_of_few_rows_are_the_same_bits() {
-    for (bits, zeros) in [(Bits::Four, true), (Bits::Eight, true), (Bits::Eight, false)] {
-        let spec = GroupedSpec { n: 40, k: 1152, group: 128, bits, zeros, ..Default::default() };
+fn few_rows_are_the_same_bits() {
+    // Rounds of four tiles and of fewer; blocks enough to be asked for within a tile, and too few.
+    let kinds = [(Bits::Four, true), (Bits::Eight, true), (Bits::Eight, false)];
+    for ((bits, zeros), n, k) in kinds.iter().flat_map(|&kind| [(kind, 168, 128), (kind, 40, 1152)])
+    {
+        let spec = GroupedSpec { n, k, group: 128, bits, zeros, ..Default::default() };
         let packed = Packed::new(&random_grouped(&spec));
-        for rows in 5..=17 {
+        for rows in 2..=17 {
             let x = Rng::new(rows as u64).floats(rows * spec.k, 2.0);
             let case = Case { packed: &packed, bias: None, x_mk: &x };
             for machine in matrix_machines() {

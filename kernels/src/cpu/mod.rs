@@ -19,6 +19,7 @@ mod blocks;
 mod dense;
 #[allow(unsafe_code)]
 mod exec;
+mod few_rows;
 mod gate;
 mod grouped;
 pub(crate) mod isa;

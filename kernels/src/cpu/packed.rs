@@ -161,6 +161,21 @@ impl Packed {
         }
     }
 
+    /// All tiles, one behind the other.
+    pub(crate) fn all(&self) -> Tile<'_> {
+        Tile {
+            codes: &self.codes,
+            scales: match &self.scales {
+                Scales::F16(all) => TileScales::F16(all),
+                Scales::F32(all) => TileScales::F32(all),
+            },
+            zeros: match &self.zeros {
+                Zeros::All(zero) => TileZeros::All(i32::from(*zero)),
+                Zeros::Each(all) => TileZeros::Each(all),
+            },
+        }
+    }
+
     /// Codes of `count` blocks from block `block` of tile `tile` on: those of the next tile follow
     /// those of the last block. Fewer at the end of the matrix, none beyond.
     #[inline(always)]

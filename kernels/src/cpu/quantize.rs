@@ -143,12 +143,21 @@ impl Kernel for Quantize<'_> {
     fn run<S: Simd>(mut self, s: S) {
         let Blocks { block, ref source, .. } = *self.blocks;
         for (i, item) in self.items.enumerate() {
-            let mut x = [0.0; MAX_BLOCK];
-            match source {
-                None => x[..block].copy_from_slice(&self.x[i * block..][..block]),
-                Some(source) => gather(self.x, &source[item * block..][..block], &mut x),
-            }
-            self.scales.row(i)[0] = quantize(s, &x, self.quads.row(i));
+            let (columns, quads) = (i * block..(i + 1) * block, self.quads.row(i));
+            // The blocks of most models, straight from where they lie.
+            let straight = |len| block == len && source.is_none();
+            self.scales.row(i)[0] = if straight(64) {
+                quantize::<S, 4>(s, self.x[columns].as_chunks().0, quads)
+            } else if straight(32) {
+                quantize::<S, 2>(s, self.x[columns].as_chunks().0, quads)
+            } else {
+                let mut x = [0.0; MAX_BLOCK];
+                match source {
+                    None => x[..block].copy_from_slice(&self.x[columns]),
+                    Some(source) => gather(self.x, &source[item * block..][..block], &mut x),
+                }
+                quantize::<S, 4>(s, x.as_chunks().0, quads)
+            };
         }
     }
 }
@@ -160,11 +169,12 @@ fn gather(row: &[f32], source: &[u32], x: &mut [f32; MAX_BLOCK]) {
     }
 }
 
-/// Quantizes one block, zeros behind its columns.
+/// Quantizes one block, `V` vectors with zeros behind its columns.
 #[inline(always)]
-fn quantize<S: Simd>(s: S, x: &[f32; MAX_BLOCK], quads: &mut [i32]) -> BlockScale {
-    let vectors = &x.as_chunks::<LANES>().0[..quads.len().div_ceil(4)];
-    let max = magnitude(s, vectors);
+fn quantize<S: Simd, const V: usize>(s: S, x: &[[f32; LANES]], quads: &mut [i32]) -> BlockScale {
+    let Some(x) = x.first_chunk::<V>() else { return BlockScale { scale: f32::NAN, sum: 0 } };
+    let x = x.each_ref().map(|x| s.load(x));
+    let max = magnitude(s, &x);
     if !max.is_finite() {
         quads.fill(0);
         return BlockScale { scale: f32::NAN, sum: 0 };
@@ -172,27 +182,24 @@ fn quantize<S: Simd>(s: S, x: &[f32; MAX_BLOCK], quads: &mut [i32]) -> BlockScal
     let inverse = if max < TINY { 0.0 } else { 127.0 / max };
     let factor = s.splat(inverse);
     let mut sum = s.splat_i(0);
-    for (x, quads) in vectors.iter().zip(quads.chunks_mut(4)) {
-        let q = s.round(s.mul(s.load(x), factor));
+    for (x, quads) in x.into_iter().zip(quads.chunks_mut(4)) {
+        let q = s.round(s.mul(x, factor));
         sum = s.add_i(sum, q);
-        quads.copy_from_slice(&s.pack_quads(q)[..quads.len()]);
+        let packed = s.pack_quads(q);
+        match quads.first_chunk_mut() {
+            // Of known length, so that it is no call.
+            Some(quads) => *quads = packed,
+            None => quads.copy_from_slice(&packed[..quads.len()]),
+        }
     }
-    let sum = s.lanes_i(sum).iter().sum();
-    BlockScale { scale: if inverse == 0.0 { 0.0 } else { max / 127.0 }, sum }
+    BlockScale { scale: if inverse == 0.0 { 0.0 } else { max / 127.0 }, sum: s.sum_i(sum) }
 }
 
 /// The greatest magnitude; NaN if there is one.
 #[inline(always)]
-fn magnitude<S: Simd>(s: S, vectors: &[[f32; LANES]]) -> f32 {
-    let mut max = s.splat_i(0);
-    for x in vectors {
-        max = s.max_magnitude(max, s.load(x));
-    }
-    let mut bits = 0;
-    for lane in s.lanes_i(max) {
-        bits = bits.max(lane);
-    }
-    f32::from_bits(bits as u32)
+fn magnitude<S: Simd>(s: S, vectors: &[S::F]) -> f32 {
+    let max = vectors.iter().fold(s.splat_i(0), |max, &x| s.max_magnitude(max, x));
+    f32::from_bits(s.greatest_i(max) as u32)
 }
 
 #[cfg(test)]

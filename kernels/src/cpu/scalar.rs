@@ -100,6 +100,14 @@ impl Simd for Scalar {
         x
     }
     #[inline(always)]
+    fn sum_i(self, x: I) -> i32 {
+        x.iter().sum()
+    }
+    #[inline(always)]
+    fn greatest_i(self, x: I) -> i32 {
+        x.into_iter().fold(i32::MIN, i32::max)
+    }
+    #[inline(always)]
     fn widen_u8(self, x: &[u8; LANES]) -> I {
         x.map(i32::from)
     }

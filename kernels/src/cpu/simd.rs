@@ -72,6 +72,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     fn splat_i(self, x: i32) -> Self::I;
     fn lanes_i(self, x: Self::I) -> [i32; LANES];
+    /// Sum of all lanes.
+    fn sum_i(self, x: Self::I) -> i32;
+    /// The greatest lane.
+    fn greatest_i(self, x: Self::I) -> i32;
     fn widen_u8(self, x: &[u8; LANES]) -> Self::I;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;

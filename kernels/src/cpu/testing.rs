@@ -1,10 +1,13 @@
 //! Random weights, the list of instruction sets and matrix registers in plain Rust for this
 //! module's tests.
 
+use super::few_rows::{self, Round, TileSums};
+use super::grouped::STREAMS;
 use super::isa::{Isa, Machine};
 use super::matmul::{
     MatrixRegisters, MatrixUnit, Opened, Opening, Product, STRIP_ROWS, Scaling, Shape,
 };
+use super::packed::{Tile, TileScales, TileZeros};
 use super::simd::{LANES, Line};
 use proptest::prelude::*;
 use quant::{Bits, Grouped, GroupedParts, GroupedShape};
@@ -131,6 +134,43 @@ impl MatrixRegisters for Shape {
         }
     }
 
+    fn few_rows(
+        &self,
+        job: &few_rows::Job<'_>,
+        scratch: &mut few_rows::Scratch,
+        mut done: impl FnMut(Round, &mut [TileSums; STREAMS]),
+    ) {
+        let few_rows::Scratch { panels: [panels, _], sums, .. } = scratch;
+        let mut round = job.first(job.tiles.start);
+        while round.tiles > 0 {
+            for t in 0..round.tiles {
+                let tile = round.tile + t;
+                let (bits, codes) = (job.bits, &job.weight.codes);
+                let block = |(tile, block)| (tile * job.blocks + block) * job.lines;
+                let lines = &codes[block((tile, round.block))..][..job.lines];
+                let (asked, later) = job.ahead(round);
+                let ahead = &codes[block((asked + t, later))..][..job.lines];
+                let group = tile * job.groups + round.group;
+                let (zeros, scales) = (zeros_of(&job.weight, group), scales_of(&job.weight, group));
+                self.open(Opening { bits, lines, zeros: &zeros, ahead }, &mut panels[t]);
+                let row = |r| &job.quads[(round.block * job.rows + r) * self.quads..][..self.quads];
+                let dots = product(*self, row, &panels[t]);
+                for (r, sums) in sums[t].iter_mut().enumerate().take(job.rows) {
+                    let x = job.scales[round.block * job.rows + r];
+                    for (lane, sum) in sums.iter_mut().enumerate() {
+                        let rest = if job.rest { 128 - i32::from(zeros[lane]) } else { 0 };
+                        let dots = (dots[r][lane] + rest * x.sum) as f32;
+                        *sum = (scales[lane] * x.scale).mul_add(dots, *sum);
+                    }
+                }
+            }
+            if job.is_last(round) {
+                done(round, sums);
+            }
+            round = job.after(round);
+        }
+    }
+
     fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>) {
         if let Some(last) = last {
             add_up(last, self.rows);
@@ -138,14 +178,37 @@ impl MatrixRegisters for Shape {
         let Some(next) = next else { return };
         for block in 0..next.blocks {
             let row = |row| &next.x[(block * next.height + row) * self.quads..][..self.quads];
-            let x: Vec<&[i32]> = (0..self.rows).map(row).collect();
             for (panel, dots) in next.panel[block].iter().zip(&mut next.dots.0[block]) {
-                let w: Vec<[u8; 64]> = panel[..self.quads].iter().map(|line| line.0).collect();
-                let mut sums = [[0; LANES]; STRIP_ROWS];
-                dot_signed(&mut sums, &x, &w);
-                dots[..self.rows].copy_from_slice(&sums[..self.rows]);
+                dots[..self.rows].copy_from_slice(&product(*self, row, panel)[..self.rows]);
             }
         }
+    }
+}
+
+/// Some rows of activations times an opened block.
+fn product<'a>(
+    shape: Shape,
+    row: impl Fn(usize) -> &'a [i32],
+    panel: &Opened,
+) -> [[i32; LANES]; STRIP_ROWS] {
+    let x: Vec<&[i32]> = (0..shape.rows).map(row).collect();
+    let w: Vec<[u8; 64]> = panel[..shape.quads].iter().map(|line| line.0).collect();
+    let mut sums = [[0; LANES]; STRIP_ROWS];
+    dot_signed(&mut sums, &x, &w);
+    sums
+}
+
+fn zeros_of(weight: &Tile<'_>, group: usize) -> [u8; LANES] {
+    match weight.zeros {
+        TileZeros::All(zero) => [zero as u8; LANES],
+        TileZeros::Each(all) => all[group],
+    }
+}
+
+fn scales_of(weight: &Tile<'_>, group: usize) -> [f32; LANES] {
+    match weight.scales {
+        TileScales::F32(all) => all[group],
+        TileScales::F16(all) => all[group].map(|bits| half::f16::from_bits(bits).to_f32()),
     }
 }
 

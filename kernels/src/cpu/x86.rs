@@ -6,6 +6,7 @@
 //! generic over [`Simd`](super::simd::Simd).
 
 mod amx;
+mod amx_few;
 mod avx2;
 mod avx2_blocks;
 mod avx512;

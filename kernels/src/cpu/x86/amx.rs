@@ -24,13 +24,15 @@
 // Loops over tiles and rows count indices: they unroll whole, over registers.
 #![allow(clippy::needless_range_loop)]
 
+use super::super::few_rows;
+use super::super::grouped::STREAMS;
 use super::super::matmul::{
     Dots, Factors, MatrixRegisters, MatrixUnit, Opened, Opening, PANEL_BLOCKS, Panel, Product,
     STRIP_ROWS, Scaling, Shape,
 };
 use super::super::quantize::BlockScale;
-use super::super::simd::LANES;
-use super::Avx512;
+use super::super::simd::{LANES, Line};
+use super::{Avx512, amx_few};
 use quant::Bits;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -49,6 +51,9 @@ impl Amx {
     pub(crate) fn detect() -> Result<Self, Vec<&'static str>> {
         let avx512 = Avx512::detect();
         let mut missing = avx512.as_ref().err().cloned().unwrap_or_default();
+        if !is_x86_feature_detected!("gfni") {
+            missing.push("gfni");
+        }
         let features = features();
         for (name, bit) in [("amx-tile", 24), ("amx-int8", 25)] {
             if features >> bit & 1 == 0 {
@@ -205,8 +210,20 @@ impl MatrixRegisters for Registers {
     }
 
     #[inline(always)]
+    fn few_rows(
+        &self,
+        job: &few_rows::Job<'_>,
+        scratch: &mut few_rows::Scratch,
+        done: impl FnMut(few_rows::Round, &mut [few_rows::TileSums; STREAMS]),
+    ) {
+        // SAFETY: the registers are configured, see `configure`, and `self` came from a proof of AVX-512.
+        unsafe { amx_few::few_rows(self.shape, job, scratch, done) }
+    }
+
+    #[inline(always)]
     fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>) {
         let Shape { quads, rows } = self.shape;
+        assert_eq!(rows, STRIP_ROWS, "rows of a strip");
         let row = 4 * quads;
         let fits = |blocks: usize, height: usize, items: usize| {
             (1..=PANEL_BLOCKS).contains(&blocks) && (blocks - 1) * height + rows <= items
@@ -231,11 +248,9 @@ impl MatrixRegisters for Registers {
         // x_block of `x` on, and both tiles of the panel, whose lines are as many as quads at most;
         // it writes `rows` lines of either tile of its dots. Scales and sums are there for all rows.
         unsafe {
-            match (rows == STRIP_ROWS, last.as_ref().is_some_and(|last| last.rest)) {
-                (true, false) => step::<8, false>(next, last),
-                (true, true) => step::<8, true>(next, last),
-                (false, false) => step::<4, false>(next, last),
-                (false, true) => step::<4, true>(next, last),
+            match last.as_ref().is_some_and(|last| last.rest) {
+                false => step::<false>(next, last),
+                true => step::<true>(next, last),
             }
         }
     }
@@ -245,7 +260,7 @@ impl MatrixRegisters for Registers {
 ///
 /// # Safety
 /// The processor must have the features, and `out` room for the quads of the lines.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx2,fma,f16c,gfni,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline(never)]
 unsafe fn open(codes: &Opening<'_>, out: &mut Opened) {
     let mut ahead = codes.ahead.iter();
@@ -254,33 +269,89 @@ unsafe fn open(codes: &Opening<'_>, out: &mut Opened) {
             _mm_prefetch::<_MM_HINT_T1>((&raw const *line).cast());
         }
     };
-    let out: *mut __m512i = out.as_mut_ptr().cast();
-    // SAFETY: lines and opened codes are aligned to 64 bytes, the caller promises the room, and
-    // there are sixteen zero points.
-    unsafe {
-        match codes.bits {
-            Bits::Four => {
-                let zeros = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.zeros.as_ptr().cast()));
-                let zero = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(0x0101_0101));
-                let mask = _mm512_set1_epi8(15);
-                for (i, line) in codes.lines.iter().enumerate() {
-                    ask();
-                    let both = _mm512_load_si512((&raw const *line).cast());
-                    let low = _mm512_and_si512(both, mask);
-                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
-                    _mm512_store_si512(out.add(2 * i), _mm512_sub_epi8(low, zero));
-                    _mm512_store_si512(out.add(2 * i + 1), _mm512_sub_epi8(high, zero));
-                }
-            }
-            Bits::Eight => {
+    let opener = Opener::each(codes.zeros);
+    let mut out = out.as_mut_ptr();
+    for line in codes.lines {
+        ask();
+        // SAFETY: the caller promises the room.
+        unsafe { out = opener.line(codes.bits, line, out) }
+    }
+}
+
+/// What opens codes: 4 bits become `code - zero`, 8 bits `code - 128`.
+///
+/// A code less 8 is linear in its bits over GF(2): as a signed byte its bits 0 to 2 are those of the code,
+/// and bits 3 to 7 the code's bit 3 turned over. So one affine operation takes a nibble and lowers it.
+#[derive(Clone, Copy)]
+pub(super) struct Opener {
+    low: __m512i,
+    high: __m512i,
+    /// Zero points less 8; none if all are 8.
+    zero: Option<__m512i>,
+}
+
+/// A matrix that takes bits `first` to `first + 3` of a byte: row `7 - i` of eight bits chooses those of
+/// which bit `i` is the sum.
+const fn nibble(first: u32) -> i64 {
+    let (mut rows, mut bit) = (0u64, 0);
+    while bit < 8 {
+        let from = if bit < 3 { bit } else { 3 };
+        rows |= 1 << (first + from) << (8 * (7 - bit));
+        bit += 1;
+    }
+    rows as i64
+}
+
+impl Opener {
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn new(zero: Option<__m512i>) -> Self {
+        let (low, high) = (_mm512_set1_epi64(nibble(0)), _mm512_set1_epi64(nibble(4)));
+        Self { low, high, zero }
+    }
+
+    /// For a zero point of all rows.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn all(zero: i32) -> Self {
+        Self::new((zero != 8).then(|| _mm512_set1_epi8(zero as i8 - 8)))
+    }
+
+    /// For those of sixteen rows.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    pub(super) fn each(zeros: &[u8; LANES]) -> Self {
+        // SAFETY: there are sixteen.
+        let zeros = unsafe { _mm_loadu_si128(zeros.as_ptr().cast()) };
+        let zeros = _mm512_mullo_epi32(_mm512_cvtepu8_epi32(zeros), _mm512_set1_epi32(0x0101_0101));
+        Self::new(Some(_mm512_sub_epi8(zeros, _mm512_set1_epi8(8))))
+    }
+
+    /// Writes the signed codes of a line: two lines if they have 4 bits, else one. Returns where the next go.
+    ///
+    /// # Safety
+    /// There must be room.
+    #[target_feature(enable = "gfni,avx512f,avx512bw")]
+    #[inline]
+    pub(super) unsafe fn line(self, bits: Bits, line: &Line, out: *mut Line) -> *mut Line {
+        /// Bits 3 to 7.
+        const TURNED: i32 = 0xf8;
+        // SAFETY: lines are aligned to 64 bytes; the caller promises the room.
+        unsafe {
+            let line = _mm512_load_si512((&raw const *line).cast());
+            if bits == Bits::Eight {
                 // Less 128, which is the highest bit turned over.
-                let middle = _mm512_set1_epi8(-128);
-                for (i, line) in codes.lines.iter().enumerate() {
-                    ask();
-                    let line = _mm512_load_si512((&raw const *line).cast());
-                    _mm512_store_si512(out.add(i), _mm512_xor_si512(line, middle));
-                }
+                _mm512_store_si512(out.cast(), _mm512_xor_si512(line, _mm512_set1_epi8(-128)));
+                return out.add(1);
             }
+            let mut low = _mm512_gf2p8affine_epi64_epi8::<TURNED>(line, self.low);
+            let mut high = _mm512_gf2p8affine_epi64_epi8::<TURNED>(line, self.high);
+            if let Some(zero) = self.zero {
+                (low, high) = (_mm512_sub_epi8(low, zero), _mm512_sub_epi8(high, zero));
+            }
+            _mm512_store_si512(out.cast(), low);
+            _mm512_store_si512(out.add(1).cast(), high);
+            out.add(2)
         }
     }
 }
@@ -360,14 +431,13 @@ macro_rules! store {
     };
 }
 
-/// [`MatrixRegisters::step`] for strips of `2 H` rows: two halves of a strip are scaled, each block by
-/// block, and between them go the tile instructions.
+/// [`MatrixRegisters::step`]: two halves of a strip are scaled, each block by block, and between them go the tile instructions.
 ///
 /// # Safety
 /// See the caller.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline(never)]
-unsafe fn step<const H: usize, const REST: bool>(next: Tiles, last: Option<Scaling<'_>>) {
+unsafe fn step<const REST: bool>(next: Tiles, last: Option<Scaling<'_>>) {
     // SAFETY: the caller's promises.
     unsafe {
         let Some(mut last) = last else {
@@ -377,35 +447,38 @@ unsafe fn step<const H: usize, const REST: bool>(next: Tiles, last: Option<Scali
             store!(next, 1, "tmm2", "tmm3");
             return;
         };
-        let mut sums = load::<H>(&last, 0);
+        let mut sums = load(&last, 0);
         multiply!(next, 0, "tmm4", "tmm0", "tmm1");
-        scale::<H, REST>(&last, 0, 0, &mut sums);
+        scale::<REST>(&last, 0, 0, &mut sums);
         ask!(next, 0, 2 * H);
         if last.blocks == PANEL_BLOCKS {
-            scale::<H, REST>(&last, 1, 0, &mut sums);
+            scale::<REST>(&last, 1, 0, &mut sums);
         }
-        keep::<H>(&mut last, 0, &sums);
-        let mut sums = load::<H>(&last, H);
+        keep(&mut last, 0, &sums);
+        let mut sums = load(&last, H);
         multiply!(next, 1, "tmm5", "tmm2", "tmm3");
-        scale::<H, REST>(&last, 0, H, &mut sums);
+        scale::<REST>(&last, 0, H, &mut sums);
         ask!(next, 1, 2 * H);
         store!(next, 0, "tmm0", "tmm1");
         if last.blocks == PANEL_BLOCKS {
-            scale::<H, REST>(&last, 1, H, &mut sums);
+            scale::<REST>(&last, 1, H, &mut sums);
         }
         store!(next, 1, "tmm2", "tmm3");
-        keep::<H>(&mut last, H, &sums);
+        keep(&mut last, H, &sums);
     }
 }
 
+/// Half of the rows of a strip.
+const H: usize = STRIP_ROWS / 2;
+
 /// Sums of `H` rows of both tiles.
-type Sums<const H: usize> = [[__m512; H]; 2];
+type Sums = [[__m512; H]; 2];
 
 /// # Safety
 /// `last` must have sums of `H` rows from `row` on.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn load<const H: usize>(last: &Scaling<'_>, row: usize) -> Sums<H> {
+unsafe fn load(last: &Scaling<'_>, row: usize) -> Sums {
     let mut sums = [[_mm512_setzero_ps(); H]; 2];
     for t in 0..2 {
         for r in 0..H {
@@ -420,7 +493,7 @@ unsafe fn load<const H: usize>(last: &Scaling<'_>, row: usize) -> Sums<H> {
 /// `last` must have sums of `H` rows from `row` on.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn keep<const H: usize>(last: &mut Scaling<'_>, row: usize, sums: &Sums<H>) {
+unsafe fn keep(last: &mut Scaling<'_>, row: usize, sums: &Sums) {
     for t in 0..2 {
         for r in 0..H {
             // SAFETY: the caller's promise.
@@ -435,12 +508,7 @@ unsafe fn keep<const H: usize>(last: &mut Scaling<'_>, row: usize, sums: &Sums<H
 /// `last` must have that block and those rows.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn scale<const H: usize, const REST: bool>(
-    last: &Scaling<'_>,
-    block: usize,
-    row: usize,
-    sums: &mut Sums<H>,
-) {
+unsafe fn scale<const REST: bool>(last: &Scaling<'_>, block: usize, row: usize, sums: &mut Sums) {
     // SAFETY: the caller's promise; factors have sixteen lanes, dots as many rows as strips.
     unsafe {
         let factors: *const Factors = last.factors.as_ptr().add(block);

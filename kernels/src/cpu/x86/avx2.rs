@@ -152,6 +152,26 @@ impl Simd for Avx2 {
         out
     }
     #[inline(always)]
+    fn sum_i(self, x: I) -> i32 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let x = _mm256_add_epi32(x.0, x.1);
+            let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x));
+            _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32::<0b10_11_00_01>(x)))
+        }
+    }
+    #[inline(always)]
+    fn greatest_i(self, x: I) -> i32 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let x = _mm256_max_epi32(x.0, x.1);
+            let x = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let x = _mm_max_epi32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x));
+            _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32::<0b10_11_00_01>(x)))
+        }
+    }
+    #[inline(always)]
     fn widen_u8(self, x: &[u8; LANES]) -> I {
         // SAFETY: `self` proves the features; `x` has sixteen bytes, unaligned.
         unsafe {

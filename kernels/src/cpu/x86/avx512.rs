@@ -119,6 +119,16 @@ impl Simd for Avx512 {
         out
     }
     #[inline(always)]
+    fn sum_i(self, x: I) -> i32 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_reduce_add_epi32(x) }
+    }
+    #[inline(always)]
+    fn greatest_i(self, x: I) -> i32 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_reduce_max_epi32(x) }
+    }
+    #[inline(always)]
     fn widen_u8(self, x: &[u8; LANES]) -> I {
         // SAFETY: `self` proves the features; `x` has sixteen bytes, unaligned.
         unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast())) }

@@ -1,0 +1,203 @@
+//! Linears with 4- and 8-bit weights for two to sixteen rows, on a matrix unit (Intel AMX).
+//!
+//! The formula and, bit for bit, the results of [`super::grouped`]: integers are exact in any
+//! order, and each block is added by the same f32 fma, blocks in ascending order.
+//!
+//! ```text
+//! four tiles of weights, side by side     sums [4, rows, 16] f32
+//!   round: a block of each of them        three rounds are under way at once, tile by tile:
+//!     opened      this round's codes      panels [4, quads, 16 x 4] of int8
+//!     multiplied  the round before it     dots [4, rows, 16] i32 = activations x panel, one product
+//!     scaled      the round before that   sums += w_scale * a_scale * dots (vector unit)
+//! in    packed weights; activations `[blocks, rows, quads]`, all rows together
+//! out   columns of `[rows, n]` f32
+//! split tiles over threads; bytes: every code and scale once
+//! ```
+//! Rounds go on from one set of tiles to the next. Nothing in a round waits for what is done in it, so that
+//! vector unit, matrix unit and memory work at once. Emerald Rapids at 2.6 GHz: a line of codes takes 8 to 9
+//! cycles out of memory, out of a cache 7 with two or four rows, 9 with eight, 13 with sixteen; of those the
+//! vector unit takes 3, 5 and 8, and storing dots, however many rows, 2. More rows: [`super::matmul`].
+
+use super::grouped::{Activations, GroupedLinear, STREAMS};
+use super::isa::Kernel;
+use super::matmul::{BLOCK_QUADS, MatrixRegisters, MatrixUnit, Opened, Shape, leaves_rest};
+use super::packed::{Packed, Tile};
+use super::quantize::BlockScale;
+use super::simd::{LANES, Line, Simd};
+use super::tile::put;
+use quant::Bits;
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Most rows: those of a matrix register.
+pub(crate) const MOST_ROWS: usize = 16;
+
+/// Rounds between asking for codes and opening them.
+const AHEAD: usize = 4;
+
+/// Groups between asking for scales and using them.
+const GROUPS_AHEAD: usize = 4;
+
+/// Dots of a tile and a block, `[row, lane]`.
+pub(crate) type TileDots = [[i32; LANES]; MOST_ROWS];
+
+/// Sums of a tile, `[row, lane]`.
+pub(crate) type TileSums = [[f32; LANES]; MOST_ROWS];
+
+/// A linear over a few rows.
+#[derive(Debug)]
+pub(crate) struct FewRows<'a, U> {
+    /// At most [`MOST_ROWS`] rows, whose activations lie in one row block.
+    pub(crate) linear: GroupedLinear<'a>,
+    pub(crate) unit: U,
+}
+
+/// What stays in the first-level cache: of panels and dots those of even rounds and of odd ones.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Scratch {
+    pub(crate) panels: [[Opened; STREAMS]; 2],
+    pub(crate) dots: [[TileDots; STREAMS]; 2],
+    /// Zero between sets.
+    pub(crate) sums: [TileSums; STREAMS],
+}
+
+impl Scratch {
+    const EMPTY: Self = Self {
+        panels: [[[Line([0; 64]); BLOCK_QUADS]; STREAMS]; 2],
+        dots: [[[[0; LANES]; MOST_ROWS]; STREAMS]; 2],
+        sums: [[[0.0; LANES]; MOST_ROWS]; STREAMS],
+    };
+}
+
+thread_local! {
+    /// The thread's own, so that no linear must clear one.
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+}
+
+impl<U: MatrixUnit> Kernel for FewRows<'_, U> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let GroupedLinear { weight, bias, x, tiles, mut out, .. } = self.linear;
+        let rows = out.rows();
+        assert!(rows == x.layout.height && rows <= MOST_ROWS, "{rows} rows at once");
+        let mut scratch = SCRATCH.take().unwrap_or_else(|| Box::new(Scratch::EMPTY));
+        let registers = self.unit.configure(Shape { quads: weight.blocks.block / 4, rows });
+        let job = Job::new(weight, x, tiles.clone());
+        registers.few_rows(&job, &mut scratch, |set, sums| {
+            for (tile, sums) in (set.tile..set.tile + set.tiles).zip(sums) {
+                put(&mut out, (&tiles, weight.n), bias, (tile, 0), &sums[..rows]);
+                sums[..rows].fill([0.0; LANES]);
+            }
+        });
+        SCRATCH.set(Some(scratch));
+    }
+}
+
+/// A linear over some tiles.
+#[derive(Debug, Clone)]
+pub(crate) struct Job<'a> {
+    pub(crate) bits: Bits,
+    /// Whether 128 less the zero points, times the sum of the activations, is left to add to dots.
+    pub(crate) rest: bool,
+    /// All tiles of the weight.
+    pub(crate) weight: Tile<'a>,
+    /// Of a tile, and how many of them a group has.
+    pub(crate) blocks: usize,
+    pub(crate) per_group: usize,
+    pub(crate) groups: usize,
+    /// Of a block.
+    pub(crate) lines: usize,
+    pub(crate) tiles: Range<usize>,
+    pub(crate) rows: usize,
+    /// `[blocks, rows, quads]`
+    pub(crate) quads: &'a [i32],
+    /// `[blocks, rows]`
+    pub(crate) scales: &'a [BlockScale],
+}
+
+/// A block of some tiles.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Round {
+    /// The first one.
+    pub(crate) tile: usize,
+    /// At most [`STREAMS`]; none if there is no such round.
+    pub(crate) tiles: usize,
+    pub(crate) block: usize,
+    pub(crate) group: usize,
+    /// The block's place in its group.
+    at: usize,
+}
+
+impl Round {
+    pub(crate) const NONE: Self = Self { tile: 0, tiles: 0, block: 0, group: 0, at: 0 };
+}
+
+impl<'a> Job<'a> {
+    fn new(weight: &'a Packed, x: Activations<'a>, tiles: Range<usize>) -> Self {
+        let (rows, blocks) = (x.layout.height, &weight.blocks);
+        Self {
+            bits: weight.bits,
+            rest: leaves_rest(weight),
+            weight: weight.all(),
+            blocks: blocks.count,
+            per_group: blocks.per_group,
+            groups: weight.groups,
+            lines: weight.block_lines(),
+            tiles,
+            rows,
+            quads: &x.quads[..blocks.width() / 4 * rows],
+            scales: &x.scales[..blocks.count * rows],
+        }
+    }
+
+    /// The first block of the tiles from `tile` on.
+    #[inline(always)]
+    pub(crate) fn first(&self, tile: usize) -> Round {
+        Round { tile, tiles: self.tiles.end.saturating_sub(tile).min(STREAMS), ..Round::NONE }
+    }
+
+    /// The round after `round`; behind the last one that of no tiles.
+    #[inline(always)]
+    pub(crate) fn after(&self, round: Round) -> Round {
+        let (block, at) = (round.block + 1, round.at + 1);
+        if block == self.blocks || round.tiles == 0 {
+            self.first(round.tile + STREAMS)
+        } else if at == self.per_group {
+            Round { block, group: round.group + 1, at: 0, ..round }
+        } else {
+            Round { block, at, ..round }
+        }
+    }
+
+    /// Whether a round is the last of its tiles.
+    #[inline(always)]
+    pub(crate) fn is_last(&self, round: Round) -> bool {
+        round.block + 1 == self.blocks && round.tiles > 0
+    }
+
+    /// Tile and block to ask for while a round is opened: itself if what is behind the last tile would come.
+    #[inline(always)]
+    pub(crate) fn ahead(&self, round: Round) -> (usize, usize) {
+        self.later(round, round.block + AHEAD, self.blocks).unwrap_or((round.tile, round.block))
+    }
+
+    /// Tile and group whose scales to ask for while a round is opened, if they are another group's.
+    #[inline(always)]
+    pub(crate) fn scales_ahead(&self, round: Round) -> Option<(usize, usize)> {
+        let first = round.at == 0 && round.tiles > 0;
+        first.then(|| self.later(round, round.group + GROUPS_AHEAD, self.groups)).flatten()
+    }
+
+    /// Tile and block, or group, of that number, counted on into the next set; none behind the last tile.
+    #[inline(always)]
+    fn later(&self, round: Round, item: usize, count: usize) -> Option<(usize, usize)> {
+        let next = round.tile + STREAMS;
+        if item < count {
+            Some((round.tile, item))
+        } else {
+            (next + round.tiles <= self.tiles.end && item < 2 * count).then(|| (next, item - count))
+        }
+    }
+}

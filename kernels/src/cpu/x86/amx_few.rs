@@ -1,0 +1,291 @@
+//! Linears over a few rows ([`super::super::few_rows`]) on AMX int8.
+//!
+//! ```text
+//! tmm0 ... tmm3  dots of the round's tiles          i32 [rows, 16]
+//! tmm4           activations                        i8 [rows, quads x 4]
+//! tmm6, tmm7     panel of an even tile, of an odd   i8 [quads, 16 x 4]
+//! ```
+//! In a round, tile by tile: its codes are opened (2 vector operations and 2 stores a line of 4-bit codes), its
+//! panel of the round before is multiplied, and its dots of two rounds ago are scaled (3 operations a row). A
+//! product is stored three products later, since it takes 52 cycles and its register is free only then: four
+//! products with their loads and stores take 60 cycles so, 80 if each is stored after the next, 100 at once
+//! (however many rows). Not here: the order of rounds ([`super::super::few_rows`]).
+
+use super::super::few_rows::{Job, Round, Scratch, TileSums};
+use super::super::grouped::STREAMS;
+use super::super::matmul::{BLOCK_QUADS, MIDDLE, STRIP_ROWS, Shape};
+use super::super::packed::{TileScales, TileZeros};
+use super::super::quantize::BlockScale;
+use super::super::simd::{LANES, Line};
+use super::amx::Opener;
+use quant::Bits;
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// See [`MatrixRegisters::few_rows`](super::super::matmul::MatrixRegisters::few_rows).
+///
+/// # Safety
+/// The processor must have AMX and AVX-512, and this thread's registers must have this shape.
+#[inline(always)]
+pub(super) unsafe fn few_rows(
+    shape: Shape,
+    job: &Job<'_>,
+    scratch: &mut Scratch,
+    done: impl FnMut(Round, &mut [TileSums; STREAMS]),
+) {
+    let quads = job.lines * if job.bits == Bits::Four { 2 } else { 1 };
+    assert!(job.rows == shape.rows && job.rows <= STRIP_ROWS, "rows of the registers");
+    assert!(quads == shape.quads && quads <= BLOCK_QUADS, "quads of the registers");
+    let items = job.blocks * job.rows;
+    assert!(job.quads.len() >= items * quads && job.scales.len() >= items, "too few activations");
+    let groups = job.tiles.end * job.groups;
+    let (scales, zeros) = match (job.weight.scales, job.weight.zeros) {
+        (TileScales::F16(scales), TileZeros::Each(zeros)) => (scales.len(), zeros.len()),
+        (TileScales::F32(scales), TileZeros::Each(zeros)) => (scales.len(), zeros.len()),
+        (TileScales::F16(scales), TileZeros::All(_)) => (scales.len(), groups),
+        (TileScales::F32(scales), TileZeros::All(_)) => (scales.len(), groups),
+    };
+    assert!(scales >= groups && zeros >= groups, "too few scales");
+    assert!(job.groups * job.per_group >= job.blocks, "blocks without a group");
+    assert!(job.weight.codes.len() >= job.tiles.end * job.blocks * job.lines, "too few codes");
+    // SAFETY: the caller's promise; all tiles have all their codes and scales, all rows their quads, as just
+    // checked.
+    unsafe { rounds(shape, job, scratch, done) }
+}
+
+/// Loads the rows of activations.
+macro_rules! rows {
+    ($from:expr, $row:expr) => {
+        asm!(
+            "tileloadd tmm4, [{x} + {row}]",
+            x = in(reg) $from,
+            row = in(reg) $row,
+            options(nostack, readonly, preserves_flags),
+        )
+    };
+}
+
+/// The product of the rows and a panel in register `$y`.
+macro_rules! product {
+    ($y:literal, $w:literal, $panel:expr) => {
+        asm!(
+            concat!("tileloadd ", $w, ", [{w} + {line}]"),
+            concat!("tilezero ", $y),
+            concat!("tdpbssd ", $y, ", tmm4, ", $w),
+            w = in(reg) $panel,
+            line = in(reg) 4 * LANES,
+            options(nostack, readonly, preserves_flags),
+        )
+    };
+}
+
+/// Stores register `$y`.
+macro_rules! keep {
+    ($y:literal, $dots:expr) => {
+        asm!(
+            concat!("tilestored [{y} + {line}], ", $y),
+            y = in(reg) $dots,
+            line = in(reg) 4 * LANES,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+/// # Safety
+/// See [`few_rows`]; what the job counts is there.
+#[target_feature(enable = "avx2,fma,f16c,gfni,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline(never)]
+unsafe fn rounds(
+    shape: Shape,
+    job: &Job<'_>,
+    scratch: &mut Scratch,
+    mut done: impl FnMut(Round, &mut [TileSums; STREAMS]),
+) {
+    let (mut now, mut before) = (0, 1);
+    let mut under_way = [job.first(job.tiles.start), Round::NONE, Round::NONE];
+    while under_way.iter().any(|round| round.tiles > 0) {
+        let [opened, multiplied, scaled] = under_way;
+        // SAFETY: the caller's promises.
+        unsafe { round(shape, job, &under_way, (now, before), scratch) }
+        if job.is_last(scaled) {
+            done(scaled, &mut scratch.sums);
+        }
+        under_way = [job.after(opened), opened, multiplied];
+        (now, before) = (before, now);
+    }
+}
+
+/// Opens, multiplies and scales a round each; `now` and `before` are the buffers of this round and of that before
+/// it.
+///
+/// # Safety
+/// See [`few_rows`]; what the job counts is there.
+#[target_feature(enable = "avx2,fma,f16c,gfni,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn round(
+    shape: Shape,
+    job: &Job<'_>,
+    [opened, multiplied, scaled]: &[Round; 3],
+    (now, before): (usize, usize),
+    scratch: &mut Scratch,
+) {
+    let quads = multiplied.block * job.rows * shape.quads;
+    let line = |(tile, block)| (tile * job.blocks + block) * job.lines;
+    let (first, later) = (line((opened.tile, opened.block)), line(job.ahead(*opened)));
+    if let Some((tile, group)) = job.scales_ahead(*opened) {
+        ask_scales(job, tile..tile + opened.tiles, group);
+    }
+    // SAFETY: the caller's promises: a tile is there wherever it is counted, and the registers have the
+    // shape that its panel, the rows and its dots have room for.
+    unsafe {
+        let codes = job.weight.codes.as_ptr();
+        let panels = scratch.panels.as_mut_ptr();
+        let (panels, last_panels) = (panels.add(now), panels.add(before));
+        let dots = scratch.dots.as_mut_ptr();
+        let (dots, next_dots) = (dots.add(now), dots.add(before));
+        if multiplied.tiles > 0 {
+            rows!(job.quads.as_ptr().add(quads), 4 * shape.quads);
+        }
+        macro_rules! tile {
+            ($t:literal, $y:literal, $w:literal) => {
+                if $t < opened.tiles {
+                    let group = (opened.tile + $t) * job.groups + opened.group;
+                    let out = (&raw mut (*panels)[$t]).cast();
+                    let tile = $t * job.blocks * job.lines;
+                    open(job, [first, later].map(|line| codes.add(line + tile)), group, out);
+                }
+                if $t < multiplied.tiles {
+                    product!($y, $w, &raw const (*last_panels)[$t]);
+                }
+                if $t < scaled.tiles {
+                    let group = (scaled.tile + $t) * job.groups + scaled.group;
+                    let x = job.scales.as_ptr().add(scaled.block * job.rows);
+                    let sums = (&raw mut scratch.sums[$t]).cast();
+                    scale(job, group, x, (&raw const (*dots)[$t]).cast(), sums);
+                }
+            };
+        }
+        // Dots of the round before, which are now scaled, are still in registers but for the first tile's.
+        tile!(0, "tmm0", "tmm6");
+        if scaled.tiles > 1 {
+            keep!("tmm1", &raw mut (*dots)[1]);
+        }
+        tile!(1, "tmm1", "tmm7");
+        if scaled.tiles > 2 {
+            keep!("tmm2", &raw mut (*dots)[2]);
+        }
+        tile!(2, "tmm2", "tmm6");
+        if scaled.tiles > 3 {
+            keep!("tmm3", &raw mut (*dots)[3]);
+        }
+        tile!(3, "tmm3", "tmm7");
+        if multiplied.tiles > 0 {
+            keep!("tmm0", &raw mut (*next_dots)[0]);
+        }
+    }
+}
+
+/// Asks for the scales and zero points of a group.
+#[inline(always)]
+fn ask_scales(job: &Job<'_>, tiles: Range<usize>, group: usize) {
+    for tile in tiles {
+        let at = tile * job.groups + group;
+        let scales: *const i8 = match job.weight.scales {
+            TileScales::F16(all) => all.as_ptr().wrapping_add(at).cast(),
+            TileScales::F32(all) => all.as_ptr().wrapping_add(at).cast(),
+        };
+        // SAFETY: every x86-64 processor has the instruction; it changes nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(scales) }
+        if let TileZeros::Each(all) = job.weight.zeros {
+            // SAFETY: the same.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(all.as_ptr().wrapping_add(at).cast()) }
+        }
+    }
+}
+
+/// Opens the codes of a block and asks for those of another.
+///
+/// # Safety
+/// The processor must have the features; block, group and room must be there.
+#[target_feature(enable = "gfni,avx512f,avx512bw")]
+#[inline]
+unsafe fn open(job: &Job<'_>, [codes, ahead]: [*const Line; 2], group: usize, mut out: *mut Line) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let opener = match job.weight.zeros {
+            TileZeros::All(zero) => Opener::all(zero),
+            TileZeros::Each(all) => Opener::each(all.get_unchecked(group)),
+        };
+        let mut line = |bits, i| {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.add(i).cast());
+            out = opener.line(bits, &*codes.add(i), out);
+        };
+        match (job.bits, job.lines) {
+            // The most common block, unrolled.
+            (Bits::Four, 8) => (0..8).for_each(|i| line(Bits::Four, i)),
+            (Bits::Four, lines) => (0..lines).for_each(|i| line(Bits::Four, i)),
+            (Bits::Eight, lines) => (0..lines).for_each(|i| line(Bits::Eight, i)),
+        }
+    }
+}
+
+/// Adds the scaled dots of a tile.
+///
+/// # Safety
+/// The processor must have the features; group, rows, dots and sums must be there.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn scale(
+    job: &Job<'_>,
+    group: usize,
+    x: *const BlockScale,
+    dots: *const __m512i,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller's promises; scales, zero points, dots and sums have sixteen lanes.
+    unsafe {
+        let factor = match job.weight.scales {
+            TileScales::F32(all) => _mm512_loadu_ps(all.get_unchecked(group).as_ptr()),
+            TileScales::F16(all) => {
+                let half = all.get_unchecked(group).as_ptr();
+                _mm512_cvtph_ps(_mm256_loadu_si256(half.cast()))
+            }
+        };
+        if !job.rest {
+            for row in 0..job.rows {
+                add(factor, &*x.add(row), _mm512_load_si512(dots.add(row)), sums.add(row * LANES));
+            }
+            return;
+        }
+        let zero = match job.weight.zeros {
+            TileZeros::All(zero) => _mm512_set1_epi32(zero),
+            TileZeros::Each(all) => {
+                let zeros = all.get_unchecked(group).as_ptr();
+                _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast()))
+            }
+        };
+        let rest = _mm512_sub_epi32(_mm512_set1_epi32(MIDDLE), zero);
+        for row in 0..job.rows {
+            let x = &*x.add(row);
+            let rest = _mm512_mullo_epi32(rest, _mm512_set1_epi32(x.sum));
+            let dots = _mm512_add_epi32(_mm512_load_si512(dots.add(row)), rest);
+            add(factor, x, dots, sums.add(row * LANES));
+        }
+    }
+}
+
+/// Adds the scaled dots of a row.
+///
+/// # Safety
+/// The processor must have the features, and `sum` sixteen lanes.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn add(factor: __m512, x: &BlockScale, dots: __m512i, sum: *mut f32) {
+    let scale = _mm512_mul_ps(factor, _mm512_set1_ps(x.scale));
+    // SAFETY: the caller's promise.
+    unsafe {
+        let sums = _mm512_load_ps(sum);
+        _mm512_store_ps(sum, _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dots), sums));
+    }
+}
