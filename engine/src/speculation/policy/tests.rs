@@ -16,6 +16,8 @@ struct Pair {
 
 const FLAT: [f64; 4] = [1.0, 1.02, 1.05, 1.1];
 const AVX2: [f64; 4] = [1.0, 1.21, 1.62, 3.1];
+/// Of a model in the caches.
+const AMX: [f64; 4] = [1.0, 1.15, 1.45, 2.15];
 /// Longest draft.
 const LONGEST: usize = 7;
 /// A draft model's prefill against its step; as bound by computing as it gets.
@@ -23,7 +25,7 @@ const PREFILL: f64 = 0.2;
 
 impl Pair {
     fn all() -> Vec<Self> {
-        let verifiers = [("flat", FLAT), ("avx2", AVX2)];
+        let verifiers = [("flat", FLAT), ("avx2", AVX2), ("amx", AMX)];
         let with = |draft| verifiers.map(|(name, verify)| Self { name, verify, draft });
         [0.02, 0.2, 0.5].into_iter().flat_map(with).collect()
     }
@@ -61,6 +63,8 @@ enum Process {
     Betrayal(usize),
     /// Accepts every so many-th draft alone.
     Teasing(usize),
+    /// Accepts nothing until so many tokens, then nine of ten.
+    Late(usize),
 }
 
 struct World {
@@ -97,6 +101,13 @@ impl World {
                 Process::Adversary(most) => f64::from(u8::from(drafted <= most)),
                 Process::Betrayal(end) => f64::from(u8::from(position < end)),
                 Process::Teasing(period) => f64::from(u8::from(self.cycles.is_multiple_of(period))),
+                Process::Late(start) => {
+                    if position < start {
+                        0.0
+                    } else {
+                        0.9
+                    }
+                }
             };
         (0..drafted).take_while(|_| self.unit() < chance).count()
     }
@@ -176,6 +187,7 @@ fn processes() -> Vec<Process> {
     all.extend([Process::Random, Process::Betrayal(40), Process::Betrayal(200)]);
     all.extend((0..LONGEST).map(Process::Adversary));
     all.extend([2, 3, 4, 6].map(Process::Teasing));
+    all.extend([2, 4, 8, 16].map(Process::Late));
     all
 }
 
@@ -224,6 +236,27 @@ fn close_to_the_best_fixed_length_where_acceptance_stays() {
     }
     println!("least share of the best fixed length's speed: {worst:?}");
     assert!(worst.0 >= 0.93, "{worst:?}");
+}
+
+#[test]
+fn a_bad_beginning_is_not_the_end() {
+    const SEEDS: u64 = 40;
+    let mut worst = (f64::MAX, String::new());
+    for pair in Pair::all() {
+        for start in [1, 2, 4, 8] {
+            let process = Process::Late(start);
+            let mean = |time: &dyn Fn(u64) -> f64| (0..SEEDS).map(time).sum::<f64>() / SEEDS as f64;
+            let at = |length| mean(&|seed| fixed(&pair, process, length, 500, seed));
+            let best = (0..=LONGEST).map(at).fold(f64::MAX, f64::min);
+            let time = mean(&|seed| automatic(&mut fresh(&pair), &pair, process, 64, 500, seed));
+            println!("{pair:?} {process:?}: {:.3} of {:.2}x", best / time, 500.0 / best);
+            if best / time < worst.0 {
+                worst = (best / time, format!("{pair:?} {process:?}"));
+            }
+        }
+    }
+    println!("least share of the best fixed length's speed: {worst:?}");
+    assert!(worst.0 >= 0.8, "{worst:?}");
 }
 
 /// A policy that has seen `acceptance` in 50 cycles of each place, and a sequence that has too.
