@@ -1,4 +1,4 @@
-//! Linears with 4- and 8-bit weights for several rows, on a matrix unit (Intel AMX).
+//! Linears with 4- and 8-bit weights for more than sixteen rows, on a matrix unit (Intel AMX).
 //!
 //! The formula and, bit for bit, the results of [`super::grouped`]: integers are exact in any
 //! order, and each block is added by the same f32 fma, blocks in ascending order.
@@ -7,7 +7,7 @@
 //! row block   up to 128 rows; their int8 activations stay in the second-level cache (<= 1 MiB)
 //!   two tiles of weights          sums [2, 128, 16] f32 start at zero
 //!     panel of two blocks         codes opened once to [2, 2, quads, 16 x 4] of int8
-//!       strip of 16 (or 8) rows   dots [2, 2, 16, 16] i32 = activations x panel, four products
+//!       strip of 16 rows          dots [2, 2, 16, 16] i32 = activations x panel, four products
 //!       the strip before it       sums += w_scale * a_scale * dots (vector unit, meanwhile)
 //!       then                      a part of the next panel is opened, so that nothing waits for its codes
 //! in    packed weights (a line of codes is two rows of a panel, or one of 8-bit codes)
@@ -31,7 +31,7 @@ use quant::Bits;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Fewest rows worth the matrix unit. Two take 0.8 to 0.95 of the vector unit's time, out of memory and
+/// Fewest rows worth the matrix unit. Two take 0.8 to 1.05 of the vector unit's time, out of memory and
 /// out of a cache, four 0.75 to 0.85, eight 0.65 to 0.75 (5632 x 2048 and 1024 x 256 weights, Emerald
 /// Rapids).
 pub(crate) const FEWEST_ROWS: usize = 2;
@@ -177,7 +177,7 @@ pub(crate) fn padded_rows(rows: usize, blocks: &Blocks) -> usize {
 /// A linear over several rows.
 #[derive(Debug)]
 pub(crate) struct MatrixLinear<'a, U> {
-    /// Its activations lie in row blocks of a height that is 8 or a multiple of 16, at most 128, and
+    /// Its activations lie in row blocks of a height that is a multiple of 16, at most 128, and
     /// up to the end of the last one.
     pub(crate) linear: GroupedLinear<'a>,
     pub(crate) unit: U,
