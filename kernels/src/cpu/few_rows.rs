@@ -15,8 +15,8 @@
 //! ```
 //! Rounds go on from one set of tiles to the next. Nothing in a round waits for what is done in it, so that
 //! vector unit, matrix unit and memory work at once. Emerald Rapids at 2.6 GHz: a line of codes takes 8 to 9
-//! cycles out of memory, out of a cache 7 with two or four rows, 9 with eight, 13 with sixteen; of those the
-//! vector unit takes 3, 5 and 8, and storing dots, however many rows, 2. More rows: [`super::matmul`].
+//! cycles out of memory, out of a cache 7 with two or four rows, 9 with eight, 13 with sixteen. By
+//! count the multiplying port takes 3, 5 and 8 of those, and storing dots 2, however many rows. More rows: [`super::matmul`].
 
 use super::grouped::{Activations, GroupedLinear, STREAMS};
 use super::isa::Kernel;
@@ -96,7 +96,7 @@ impl<U: MatrixUnit> Kernel for FewRows<'_, U> {
 }
 
 /// A linear over some tiles.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Job<'a> {
     pub(crate) bits: Bits,
     /// Whether 128 less the zero points, times the sum of the activations, is left to add to dots.

@@ -16,7 +16,7 @@ struct Pair {
 
 const FLAT: [f64; 4] = [1.0, 1.02, 1.05, 1.1];
 const AVX2: [f64; 4] = [1.0, 1.21, 1.62, 3.1];
-/// Of a model in the caches.
+/// Of the demo verifier, which lies in the caches.
 const AMX: [f64; 4] = [1.0, 1.15, 1.45, 2.15];
 /// Longest draft.
 const LONGEST: usize = 7;
@@ -101,13 +101,7 @@ impl World {
                 Process::Adversary(most) => f64::from(u8::from(drafted <= most)),
                 Process::Betrayal(end) => f64::from(u8::from(position < end)),
                 Process::Teasing(period) => f64::from(u8::from(self.cycles.is_multiple_of(period))),
-                Process::Late(start) => {
-                    if position < start {
-                        0.0
-                    } else {
-                        0.9
-                    }
-                }
+                Process::Late(start) => 0.9 * f64::from(u8::from(position >= start)),
             };
         (0..drafted).take_while(|_| self.unit() < chance).count()
     }
@@ -256,6 +250,7 @@ fn a_bad_beginning_is_not_the_end() {
         }
     }
     println!("least share of the best fixed length's speed: {worst:?}");
+    // 0.85 is found; 0.47 without what the account gives in advance.
     assert!(worst.0 >= 0.8, "{worst:?}");
 }
 

@@ -431,7 +431,8 @@ macro_rules! store {
     };
 }
 
-/// [`MatrixRegisters::step`]: two halves of a strip are scaled, each block by block, and between them go the tile instructions.
+/// [`MatrixRegisters::step`]: two halves of a strip are scaled, each block by block, and between them go
+/// the tile instructions.
 ///
 /// # Safety
 /// See the caller.
