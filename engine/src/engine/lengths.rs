@@ -96,7 +96,7 @@ impl Chooser<'_> {
     fn follow(&self, policy: &mut Policy, sequences: &mut [Sequence]) {
         for sequence in sequences {
             if !std::mem::replace(&mut sequence.draft.known, true) {
-                policy.open(sequence.len_max - sequence.tokens.len());
+                policy.open();
             }
             if !decodes(sequence) {
                 let follows = policy.follows(&self.prospect(sequence));

@@ -100,6 +100,11 @@ impl Acceptance {
         }
     }
 
+    /// Whether, by these counts of the engine, a token of `source` was accepted lately.
+    pub(super) fn proves(&self, source: Source) -> bool {
+        self.counts[source.index()][0].accepted > 0.1
+    }
+
     /// For each place the chance that it and all before it are accepted, from a sequence's own
     /// counts and the engine's.
     ///

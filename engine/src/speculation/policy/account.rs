@@ -2,19 +2,20 @@
 //!
 //! Seconds of plain decoding are what its steps would have taken for the same tokens with as many
 //! sequences. The account grows by them, with a small surcharge, and shrinks by the seconds that
-//! the steps really take; nobody may draft so much that, were all of it rejected, it fell below
-//! zero. So whatever texts and drafters do, the time (by the measured costs) stays below that of
-//! plain decoding and the surcharges. Not here: what pays ([`super`]).
+//! the steps really take; nobody may draft so much that, were all of it rejected, it fell deeper
+//! below zero than what is lent on the tokens to come. So whatever texts and drafters do, the time
+//! (by the measured costs) stays below that of plain decoding and the surcharges; a text that ends
+//! early leaves a debt, which the next ones pay before they draft. Not here: what pays ([`super`]).
 
-/// Surcharge on the time of each generated token. The rest up to 0.02, with what is given in advance, is for
-/// costs that were measured wrong.
-const SURCHARGE: f64 = 0.005;
-/// Surcharge in advance, on the tokens that a sequence may generate, up to [`CREDIT_TOKENS`]: texts begin
-/// with tokens that are hard to guess, and who stops there falls behind, so that trying again costs more
-/// every token than the surcharge on it.
-const ADVANCE: f64 = 0.011;
-/// Most tokens of a sequence for which a surcharge is given in advance.
-const CREDIT_TOKENS: usize = 512;
+/// Surcharge on the time of each generated token. The rest up to 0.02 is for costs that were
+/// measured wrong.
+const SURCHARGE: f64 = 0.012;
+/// The part of the surcharge that is lent on tokens which sequences may still generate: texts begin
+/// with tokens that are hard to guess, and who stops there falls behind, so that trying again costs
+/// more every token than the surcharge on it.
+const LENT: f64 = 0.011;
+/// Most tokens of a sequence on which it is lent.
+const LENT_TOKENS: usize = 512;
 /// Most of the time that probes take in the long run.
 const PROBE_SHARE: f64 = 0.01;
 /// Tokens before the first probe after drafting stopped to pay; each probe that does not pay
@@ -26,8 +27,8 @@ const FIRST_PAUSE: f64 = 1.0;
 pub(super) struct Account {
     /// Seconds.
     balance: f64,
-    /// Tokens for which the surcharge in advance is still to be given.
-    credit_tokens: usize,
+    /// Seconds that the balance may lie below zero.
+    lent: f64,
     /// Seconds of plain decoding since a draft was last verified.
     since: f64,
     /// Probes without gain, one after another.
@@ -35,21 +36,16 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Takes a sequence of at most `tokens` more tokens in.
-    pub(super) fn open(&mut self, tokens: usize) {
-        self.credit_tokens += tokens.min(CREDIT_TOKENS);
-    }
-
-    /// Gives the surcharge in advance for new sequences, in a step whose tokens take `plain_token`
-    /// seconds each without drafts.
-    pub(super) fn credit(&mut self, plain_token: f64) {
-        let tokens = std::mem::take(&mut self.credit_tokens);
-        self.balance += ADVANCE * tokens as f64 * plain_token;
+    /// Lends on the tokens that each of the sequences of a step may still generate, which take
+    /// `plain_token` seconds each without drafts; what was lent before the step is no more.
+    pub(super) fn lend(&mut self, left: impl Iterator<Item = usize>, plain_token: f64) {
+        let tokens: usize = left.map(|left| left.min(LENT_TOKENS)).sum();
+        self.lent = LENT * tokens as f64 * plain_token;
     }
 
     /// Whether a step may take `seconds` if it gives no more tokens than one of `plain` seconds.
     pub(super) fn allows(&self, seconds: f64, plain: f64) -> bool {
-        self.balance + plain * (1.0 + SURCHARGE) >= seconds
+        self.balance + self.lent + plain * (1.0 + SURCHARGE) >= seconds
     }
 
     /// Whether it is time to spend `price` seconds on finding out whether drafting pays again.

@@ -89,8 +89,12 @@ pub struct Outcome {
 struct Candidate {
     chances: [f64; POSITIONS],
     model: bool,
+    /// Whether its source was right lately.
+    proven: bool,
     most: usize,
     lag: usize,
+    /// Most tokens that the sequence may still generate.
+    left: usize,
     /// Cycles that share the price of catching up.
     cycles: f64,
     length: usize,
@@ -192,9 +196,8 @@ impl Policy {
         Verdict::new(&self.costs, source, self.longest, measured)
     }
 
-    /// Takes in a sequence that may generate `tokens` tokens.
-    pub(crate) fn open(&mut self, tokens: usize) {
-        self.account.open(tokens);
+    /// Takes in a sequence.
+    pub(crate) fn open(&mut self) {
         self.acceptance.fade();
     }
 
@@ -234,8 +237,10 @@ impl Policy {
         Candidate {
             chances: prospect.acceptance.chances(&self.acceptance, prospect.source),
             model,
+            proven: self.acceptance.proves(prospect.source),
             most: prospect.most.min(self.longest),
             lag: if model { prospect.lag } else { 0 },
+            left: prospect.left,
             cycles: CATCH_UP_CYCLES.min(prospect.left as f64 / 2.0).max(1.0),
             length: 0,
         }
@@ -246,7 +251,8 @@ impl Policy {
     pub(crate) fn choose(&mut self, other: usize) -> impl Iterator<Item = usize> {
         if !self.candidates.is_empty() {
             let plain = Load { sequences: self.candidates.len(), other, ..Load::default() };
-            self.account.credit(plain.plain_token(&self.costs));
+            let left = self.candidates.iter().map(|c| c.left);
+            self.account.lend(left, plain.plain_token(&self.costs));
             if !self.draft_the_best(plain) {
                 self.probe(plain);
             }
@@ -255,12 +261,14 @@ impl Policy {
     }
 
     /// Adds tokens by their chance per cost to a step of `load`, and keeps as many as give the best
-    /// rate that is allowed; whether there are any.
+    /// rate that is allowed, or, of sources that were not right so far, as few as pay; whether
+    /// there are any.
     fn draft_the_best(&mut self, mut load: Load) -> bool {
         let plain = load.plain_token(&self.costs) * load.sequences as f64;
         let (mut tokens, mut shared) = (load.sequences as f64, 0.0);
         let (mut best_rate, mut best) = (tokens / plain * (1.0 + MARGIN), 0);
         let patience = PATIENCE.max(load.sequences);
+        let proven = self.candidates.iter().any(|c| c.proven);
         self.order.clear();
         while let Some(i) = self.next(&load).filter(|_| self.order.len() < best + patience) {
             let candidate = &mut self.candidates[i];
@@ -274,6 +282,9 @@ impl Policy {
             let rate = tokens / (seconds - shared);
             if rate > best_rate && self.account.allows(seconds, plain) {
                 (best_rate, best) = (rate, self.order.len());
+                if !proven {
+                    break;
+                }
             }
         }
         for &i in &self.order[best..] {

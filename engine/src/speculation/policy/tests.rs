@@ -119,48 +119,53 @@ fn fixed(pair: &Pair, process: Process, length: usize, tokens: usize, seed: u64)
     time
 }
 
-/// The same with the policy, for a sequence after a prompt of `prompt` tokens.
-fn automatic(
-    policy: &mut Policy,
-    pair: &Pair,
+/// A sequence.
+#[derive(Debug, Clone, Copy)]
+struct Text {
     process: Process,
+    /// Tokens of its prompt, that it may generate, and that it generates.
     prompt: usize,
+    allowed: usize,
     tokens: usize,
-    seed: u64,
-) -> f64 {
+}
+
+/// The same with the policy.
+fn automatic(policy: &mut Policy, pair: &Pair, text: Text, seed: u64) -> f64 {
+    let Text { process, prompt, allowed, tokens } = text;
     let mut world = World::new(process, seed);
     let mut own = Acceptance::default();
     let source = Source::Model;
-    policy.open(tokens);
+    policy.open();
     let follows = policy.follows(&Prospect {
         source,
         acceptance: &own,
         most: LONGEST,
         lag: prompt,
-        left: tokens,
+        left: allowed,
     });
     let mut lag = if follows { 0 } else { prompt };
     let (mut time, mut done) = (0.0, 0);
     while done < tokens {
-        let (left, most) = (tokens - done, LONGEST.min(tokens - done - 1));
+        let (left, most) = (allowed - done, LONGEST.min(allowed - done - 1));
         policy.begin();
         policy.add(&Prospect { source, acceptance: &own, most, lag, left });
         let drafted = policy.choose(0).next().unwrap();
         assert!(drafted <= most);
         let accepted = world.accepted(done, drafted);
+        let generated = (accepted + 1).min(tokens - done);
         let caught_up = if drafted > 0 { std::mem::take(&mut lag) } else { 0 };
         let outcome = Outcome {
             source,
             drafted,
-            judged: drafted.min(accepted + 1),
-            accepted,
-            tokens: accepted + 1,
+            judged: drafted.min(generated),
+            accepted: accepted.min(generated),
+            tokens: generated,
             caught_up,
         };
         policy.record(&mut own, &outcome);
         policy.settle(0);
         lag += if drafted == 0 { 1 } else { usize::from(accepted == drafted) };
-        done += 1 + accepted;
+        done += generated;
         time += pair.time(drafted, caught_up);
     }
     time
@@ -192,7 +197,8 @@ fn never_slower_than_plain_decoding_by_more_than_two_in_a_hundred() {
         for process in processes() {
             for (seed, tokens) in (0..30).zip([256, 300, 1000].into_iter().cycle()) {
                 let prompt = [0, 64][seed as usize % 2];
-                let time = automatic(&mut fresh(&pair), &pair, process, prompt, tokens, seed);
+                let text = Text { process, prompt, allowed: tokens, tokens };
+                let time = automatic(&mut fresh(&pair), &pair, text, seed);
                 let speedup = tokens as f64 / time;
                 if speedup < worst.0 {
                     worst = (speedup, format!("{pair:?} {process:?}, {tokens} tokens"));
@@ -215,7 +221,8 @@ fn close_to_the_best_fixed_length_where_acceptance_stays() {
             let at = |length| mean(&|seed| fixed(&pair, process, length, 1000, seed));
             let (best, length) =
                 (0..=LONGEST).map(|n| (at(n), n)).min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
-            let time = mean(&|seed| automatic(&mut fresh(&pair), &pair, process, 64, 1000, seed));
+            let text = Text { process, prompt: 64, allowed: 1000, tokens: 1000 };
+            let time = mean(&|seed| automatic(&mut fresh(&pair), &pair, text, seed));
             let share = best / time;
             println!(
                 "{} {}: {acceptance}: {share:.3} of {:.2}x at length {length}",
@@ -242,7 +249,8 @@ fn a_bad_beginning_is_not_the_end() {
             let mean = |time: &dyn Fn(u64) -> f64| (0..SEEDS).map(time).sum::<f64>() / SEEDS as f64;
             let at = |length| mean(&|seed| fixed(&pair, process, length, 500, seed));
             let best = (0..=LONGEST).map(at).fold(f64::MAX, f64::min);
-            let time = mean(&|seed| automatic(&mut fresh(&pair), &pair, process, 64, 500, seed));
+            let text = Text { process, prompt: 64, allowed: 500, tokens: 500 };
+            let time = mean(&|seed| automatic(&mut fresh(&pair), &pair, text, seed));
             println!("{pair:?} {process:?}: {:.3} of {:.2}x", best / time, 500.0 / best);
             if best / time < worst.0 {
                 worst = (best / time, format!("{pair:?} {process:?}"));
@@ -250,15 +258,34 @@ fn a_bad_beginning_is_not_the_end() {
         }
     }
     println!("least share of the best fixed length's speed: {worst:?}");
-    // 0.85 is found; 0.47 without what the account gives in advance.
+    // 0.86 is found; 0.47 without what the account lends.
     assert!(worst.0 >= 0.8, "{worst:?}");
+}
+
+#[test]
+fn answers_that_end_early_pay_their_debts() {
+    let mut worst = (f64::MAX, String::new());
+    for pair in Pair::all() {
+        for (process, tokens) in processes().into_iter().flat_map(|p| [3, 10, 40].map(|n| (p, n))) {
+            let (mut policy, answers) = (fresh(&pair), 1000 / tokens);
+            let text = Text { process, prompt: 64, allowed: 1000, tokens };
+            let time: f64 =
+                (0..answers as u64).map(|seed| automatic(&mut policy, &pair, text, seed)).sum();
+            let speedup = (answers * tokens) as f64 / time;
+            if speedup < worst.0 {
+                worst = (speedup, format!("{pair:?} {process:?}, {tokens} tokens"));
+            }
+        }
+    }
+    println!("least speed against plain decoding: {worst:?}");
+    assert!(worst.0 >= 0.98, "{worst:?}");
 }
 
 /// A policy that has seen `acceptance` in 50 cycles of each place, and a sequence that has too.
 fn experienced(costs: Costs, source: Source, acceptance: f64) -> (Policy, Acceptance) {
     let mut policy = Policy::new(costs, LONGEST);
     let mut own = Acceptance::default();
-    policy.open(1_000_000);
+    policy.open();
     let mut world = World::new(Process::Constant(acceptance), 5);
     for _ in 0..200 {
         let accepted = world.accepted(0, LONGEST);
@@ -363,7 +390,7 @@ fn crowd(pair: &Pair, seed: u64) -> f64 {
     let mut worlds = acceptances.map(|a| World::new(Process::Constant(a), rng.bits()));
     let mut owns = [(); 5].map(|()| Acceptance::default());
     let (mut lags, mut done) = ([0; 5], [0; 5]);
-    (0..5).for_each(|_| policy.open(256));
+    (0..5).for_each(|_| policy.open());
     let (mut time, mut plain) = (0.0, 0.0);
     while done.iter().any(|&d| d < 256) {
         let open: Vec<usize> = (0..5).filter(|&i| done[i] < 256).collect();
