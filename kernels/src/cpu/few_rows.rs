@@ -21,7 +21,7 @@
 use super::grouped::{Activations, GroupedLinear, STREAMS};
 use super::isa::Kernel;
 use super::matmul::{BLOCK_QUADS, MatrixRegisters, MatrixUnit, Opened, Shape, leaves_rest};
-use super::packed::{Packed, Tile};
+use super::packed::{Packed, Tile, TileScales, TileZeros};
 use super::quantize::BlockScale;
 use super::simd::{LANES, Line, Simd};
 use super::tile::put;
@@ -135,7 +135,7 @@ impl Round {
 }
 
 impl<'a> Job<'a> {
-    fn new(weight: &'a Packed, x: Activations<'a>, tiles: Range<usize>) -> Self {
+    pub(crate) fn new(weight: &'a Packed, x: Activations<'a>, tiles: Range<usize>) -> Self {
         let (rows, blocks) = (x.layout.height, &weight.blocks);
         Self {
             bits: weight.bits,
@@ -150,6 +150,26 @@ impl<'a> Job<'a> {
             quads: &x.quads[..blocks.width() / 4 * rows],
             scales: &x.scales[..blocks.count * rows],
         }
+    }
+
+    /// Checks that everything is there which is counted, for blocks of `quads` quads.
+    pub(crate) fn check(&self, quads: usize) {
+        let items = self.blocks * self.rows;
+        let enough = self.quads.len() >= items * quads && self.scales.len() >= items;
+        assert!(enough, "too few activations");
+        let groups = self.tiles.end * self.groups;
+        let scales = match self.weight.scales {
+            TileScales::F16(scales) => scales.len(),
+            TileScales::F32(scales) => scales.len(),
+        };
+        let zeros = match self.weight.zeros {
+            TileZeros::Each(zeros) => zeros.len(),
+            TileZeros::All(_) => groups,
+        };
+        assert!(scales >= groups && zeros >= groups, "too few scales");
+        assert!(self.groups * self.per_group >= self.blocks, "blocks without a group");
+        let lines = self.tiles.end * self.blocks * self.lines;
+        assert!(self.weight.codes.len() >= lines, "too few codes");
     }
 
     /// The first block of the tiles from `tile` on.

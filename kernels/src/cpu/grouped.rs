@@ -6,10 +6,8 @@
 //! in    codes, scales, zeros in tiles of sixteen rows ([`super::packed`], which has the picture)
 //!       activations in quads with a scale and a sum for each block ([`super::quantize`])
 //! out   columns of `[rows, n]` f32
-//! split tiles over threads. Many rows: a tile by panels of 8 KiB, which come from memory ahead of
-//!       their use, stay in the first-level cache and are opened once for every four or eight rows.
-//!       One, where a processor gets more out of memory from several streams: four tiles side by
-//!       side, a KiB of each in turn (1.15 times as much, Emerald Rapids; less on Zen 4)
+//! split tiles over threads; a tile by panels of 8 KiB, which come from memory ahead of their use,
+//!       stay in the first-level cache and are opened once for every four or eight rows
 //! bytes every code and scale once (and once more for every 64 rows), activations from cache
 //! ```
 //! Integers are exact inside a block (at most 64 * 255 * 127 < 2^24), and blocks are added by one
@@ -19,7 +17,8 @@
 //! Error against exact arithmetic: `|x - a_scale * a| <= a_scale / 2` for every activation, so
 //! `|error| <= sum_b |w_scale| * a_scale / 2 * sum_i |code - zero|`, plus f32 rounding of at most
 //! (blocks + 2) half ulps of the sum of the blocks' magnitudes. Reference:
-//! [`quant::reference::matmul`].
+//! [`quant::reference::matmul`]. Other ways to the same bits: one row with AVX-512
+//! (`x86/avx512_row.rs`), several on a matrix unit ([`super::few_rows`], [`super::matmul`]).
 
 use super::blocks::CodeBlocks;
 use super::isa::Kernel;
@@ -40,9 +39,6 @@ pub(crate) const PANEL: usize = 128;
 
 /// Most tiles side by side: eight were no faster with one thread and slower with two.
 pub(crate) const STREAMS: usize = 4;
-
-/// Lines that are taken of one of them in turn.
-const STREAM_LINES: usize = 16;
 
 /// Tiles that a thread claims at least: two, which a matrix unit multiplies together.
 pub(crate) const TILES_AT_LEAST: usize = 2;
@@ -67,7 +63,7 @@ pub(crate) struct GroupedLinear<'a> {
     pub(crate) tiles: Range<usize>,
     /// Exactly those columns.
     pub(crate) out: MatMut<'a>,
-    /// Tiles that one row takes side by side, at most [`STREAMS`].
+    /// Tiles that one row may take side by side, at most [`STREAMS`].
     pub(crate) streams: usize,
 }
 
@@ -121,68 +117,35 @@ fn linear<S: Simd, C: Codes<S>>(s: S, job: &mut GroupedLinear<'_>) {
     let cached = ROWS_CACHED - ROWS_CACHED % height;
     for start in (0..job.out.rows()).step_by(cached) {
         let rows = start..job.out.rows().min(start + cached);
-        let walk = Walk::new(job.weight, (rows.len(), job.streams), tiles.end);
-        for first in tiles.clone().step_by(walk.streams) {
-            let tiles = first..tiles.end.min(first + walk.streams);
-            let y = &mut y.0[..tiles.len() * rows.len()];
+        let y = &mut y.0[..rows.len()];
+        for tile in tiles.clone() {
             y.fill([0.0; LANES]);
-            some_tiles::<S, C>(s, (job.weight, job.x), &walk, (tiles.clone(), rows.clone()), y);
-            for (tile, y) in tiles.zip(y.chunks_exact(rows.len())) {
-                put(&mut job.out, (&job.tiles, job.weight.n), job.bias, (tile, start), y);
-            }
+            one_tile::<S, C>(s, (job.weight, job.x), (tile, tiles.end), rows.clone(), y);
+            put(&mut job.out, (&job.tiles, job.weight.n), job.bias, (tile, start), y);
         }
     }
 }
 
-/// In which order weights are read.
-struct Walk {
-    /// Tiles side by side.
-    streams: usize,
-    /// Blocks of one of them in turn.
-    blocks: usize,
-    /// Behind the last tile.
-    end: usize,
-}
-
-impl Walk {
-    fn new(w: &Packed, (rows, streams): (usize, usize), end: usize) -> Self {
-        let (streams, blocks) = match rows == 1 && streams > 1 {
-            true => (streams.min(STREAMS), (STREAM_LINES / w.block_lines()).max(1)),
-            false => (1, w.panel),
-        };
-        Self { streams, blocks, end }
-    }
-
-    /// Where `tile` stands in for the tile that is read after it, when `item` of its `count` blocks or
-    /// groups is beyond its end: the one before that tile.
-    #[inline(always)]
-    fn tile(&self, tile: usize, item: usize, count: usize) -> usize {
-        if item < count { tile } else { tile + self.streams - 1 }
-    }
-}
-
-/// Some tiles times some rows, a part of each tile's columns in turn: they stay in the first-level cache
-/// while the rows pass by, and meanwhile the next part comes from memory.
+/// A tile before tile `end` times some rows, a panel in turn: it stays in the first-level cache while the
+/// rows pass by, and meanwhile the next one comes from memory.
 #[inline(always)]
-fn some_tiles<S: Simd, C: Codes<S>>(
+fn one_tile<S: Simd, C: Codes<S>>(
     s: S,
     (weight, x): (&Packed, Activations<'_>),
-    walk: &Walk,
-    (tiles, rows): (Range<usize>, Range<usize>),
+    (tile, end): (usize, usize),
+    rows: Range<usize>,
     y: &mut [[f32; LANES]],
 ) {
-    for start in (0..weight.blocks.count).step_by(walk.blocks) {
-        let blocks = start..weight.blocks.count.min(start + walk.blocks);
+    for start in (0..weight.blocks.count).step_by(weight.panel) {
+        let blocks = start..weight.blocks.count.min(start + weight.panel);
         let group = weight.blocks.group_of(start);
-        for (tile, mut y) in tiles.clone().zip(y.chunks_exact_mut(rows.len())) {
-            let part = Part { weight, walk, tile, blocks: blocks.clone(), group };
-            let (mut ahead, mut row) = (part.ahead(), rows.start);
-            while row < rows.end {
-                let count = x.layout.height.min(rows.end - row);
-                let (these, rest) = y.split_at_mut(count);
-                some_rows::<S, C>(s, (&part, ahead), (x, row), these);
-                (row, y, ahead) = (row + count, rest, &[]);
-            }
+        let part = Part { weight, tile, end, blocks, group };
+        let (mut ahead, mut row, mut y) = (part.ahead(), rows.start, &mut *y);
+        while row < rows.end {
+            let count = x.layout.height.min(rows.end - row);
+            let (these, rest) = y.split_at_mut(count);
+            some_rows::<S, C>(s, (&part, ahead), (x, row), these);
+            (row, y, ahead) = (row + count, rest, &[]);
         }
     }
 }
@@ -211,8 +174,9 @@ fn some_rows<S: Simd, C: Codes<S>>(
 /// Some blocks of the columns of a tile.
 struct Part<'a> {
     weight: &'a Packed,
-    walk: &'a Walk,
     tile: usize,
+    /// Behind the last tile.
+    end: usize,
     blocks: Range<usize>,
     /// Of the first block, and how many blocks of it there are from that one on.
     group: (usize, usize),
@@ -222,18 +186,16 @@ impl<'a> Part<'a> {
     /// Codes that are needed when the stream goes on; after its last tile none.
     #[inline(always)]
     fn ahead(&self) -> &'a [Line] {
-        let (w, block) = (self.weight, self.blocks.start + self.walk.blocks);
-        let tile = self.walk.tile(self.tile, block, w.blocks.count);
-        let left = (self.walk.end.saturating_sub(tile) * w.blocks.count).saturating_sub(block);
-        w.lines_from(tile, block, self.blocks.len().min(left))
+        let (w, block) = (self.weight, self.blocks.end);
+        let left = ((self.end - self.tile) * w.blocks.count).saturating_sub(block);
+        w.lines_from(self.tile, block, self.blocks.len().min(left))
     }
 
-    /// Asks for the scales that are needed when the stream goes on after group `group`.
+    /// Asks for the scales that are needed a panel after group `group`.
     #[inline(always)]
     fn ask_scales<S: Simd>(&self, s: S, group: usize) {
-        let (w, later) =
-            (self.weight, group + self.walk.blocks.div_ceil(self.weight.blocks.per_group));
-        w.ask_group(s, self.walk.tile(self.tile, later, w.groups), later);
+        let later = group + self.weight.panel.div_ceil(self.weight.blocks.per_group);
+        self.weight.ask_group(s, self.tile, later);
     }
 }
 

@@ -11,8 +11,10 @@ mod avx2;
 mod avx2_blocks;
 mod avx512;
 mod avx512_blocks;
+mod avx512_row;
 
 pub(crate) use amx::Amx;
+pub(crate) use avx512_row::one_row;
 
 use super::isa::Kernel;
 

@@ -37,18 +37,7 @@ pub(super) unsafe fn few_rows(
     let quads = job.lines * if job.bits == Bits::Four { 2 } else { 1 };
     assert!(job.rows == shape.rows && job.rows <= STRIP_ROWS, "rows of the registers");
     assert!(quads == shape.quads && quads <= BLOCK_QUADS, "quads of the registers");
-    let items = job.blocks * job.rows;
-    assert!(job.quads.len() >= items * quads && job.scales.len() >= items, "too few activations");
-    let groups = job.tiles.end * job.groups;
-    let (scales, zeros) = match (job.weight.scales, job.weight.zeros) {
-        (TileScales::F16(scales), TileZeros::Each(zeros)) => (scales.len(), zeros.len()),
-        (TileScales::F32(scales), TileZeros::Each(zeros)) => (scales.len(), zeros.len()),
-        (TileScales::F16(scales), TileZeros::All(_)) => (scales.len(), groups),
-        (TileScales::F32(scales), TileZeros::All(_)) => (scales.len(), groups),
-    };
-    assert!(scales >= groups && zeros >= groups, "too few scales");
-    assert!(job.groups * job.per_group >= job.blocks, "blocks without a group");
-    assert!(job.weight.codes.len() >= job.tiles.end * job.blocks * job.lines, "too few codes");
+    job.check(quads);
     // SAFETY: the caller's promise; all tiles have all their codes and scales, all rows their quads, as just
     // checked.
     unsafe { rounds(shape, job, scratch, done) }
@@ -188,7 +177,7 @@ unsafe fn round(
 
 /// Asks for the scales and zero points of a group.
 #[inline(always)]
-fn ask_scales(job: &Job<'_>, tiles: Range<usize>, group: usize) {
+pub(super) fn ask_scales(job: &Job<'_>, tiles: Range<usize>, group: usize) {
     for tile in tiles {
         let at = tile * job.groups + group;
         let scales: *const i8 = match job.weight.scales {

@@ -1,0 +1,225 @@
+//! Linears with 4- and 8-bit weights for one row, with AVX-512 and VNNI.
+//!
+//! The formula and, bit for bit, the results of [`super::super::grouped`]: integers are exact in any order,
+//! and each block is added by the same f32 fma, blocks in ascending order.
+//!
+//! ```text
+//! a line of nibbles   2 operations to open it, 2 `vpdpbusd`: the high ones stay where they are, so that their
+//!                     dots are sixteen times as large until the block's end
+//! a line of bytes     1 `vpdpbusd`
+//! a block's end       6 operations
+//! walk                a tile after another; where a processor gets more out of memory from several streams, four
+//!                     side by side, a KiB of each in turn (1.15 times as much, Emerald Rapids; less on Zen 4)
+//! bytes               every code and scale once, and 8 bytes of activations a line from the first-level cache
+//! ```
+//! By count a block of 64 columns of nibbles, 512 bytes, takes 19 cycles of the two ports that do this. The
+//! generic walk spends half of its time between the lines where tiles are small (128 columns, in a cache). More rows:
+//! [`super::avx512_blocks`].
+
+use super::super::few_rows::Job;
+use super::super::grouped::{GroupedLinear, PANEL, STREAMS};
+use super::super::packed::{TileScales, TileZeros};
+use super::super::simd::{LANES, Line};
+use super::super::tile::put;
+use super::Avx512;
+use super::amx_few::ask_scales;
+use quant::Bits;
+use std::arch::x86_64::*;
+
+/// Lines that are taken in turn of each of several tiles side by side.
+const STREAM_LINES: usize = 16;
+
+/// Runs a linear over one row.
+pub(crate) fn one_row(_: Avx512, linear: GroupedLinear<'_>) {
+    let GroupedLinear { weight, bias, x, tiles, mut out, streams } = linear;
+    assert!(out.rows() == 1 && x.layout.height == 1, "more than one row");
+    let job = Job::new(weight, x, tiles.clone());
+    job.check(job.lines * if job.bits == Bits::Four { 2 } else { 1 });
+    let streams = streams.clamp(1, STREAMS);
+    let done = |first: usize, sums: &[[f32; LANES]]| {
+        for (tile, sums) in (first..).zip(sums) {
+            put(&mut out, (&tiles, weight.n), bias, (tile, 0), std::slice::from_ref(sums));
+        }
+    };
+    // SAFETY: the first argument proves the features; `check` has made sure that all tiles have all their codes
+    // and scales, and the row all its quads.
+    unsafe {
+        match job.bits {
+            Bits::Four => sets::<2>(&job, streams, done),
+            Bits::Eight => sets::<1>(&job, streams, done),
+        }
+    }
+}
+
+/// A place in the codes of a tile: block `at` of group `group`.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    tile: usize,
+    block: usize,
+    group: usize,
+    at: usize,
+}
+
+impl Place {
+    /// The same tile `count` blocks on.
+    #[inline(always)]
+    fn on(mut self, job: &Job<'_>, count: usize) -> Self {
+        (self.block, self.at) = (self.block + count, self.at + count);
+        while self.at >= job.per_group {
+            (self.group, self.at) = (self.group + 1, self.at - job.per_group);
+        }
+        self
+    }
+
+    /// Where a tile's stream goes on after it: in the tile, or at the beginning of the one that it takes next.
+    #[inline(always)]
+    fn or_next(self, job: &Job<'_>, streams: usize) -> Self {
+        let next = self.tile + streams;
+        match self.block < job.blocks {
+            true => self,
+            false if next < job.tiles.end => Self { tile: next, block: 0, group: 0, at: 0 },
+            // Nothing comes: what was read is asked for again, which costs least.
+            false => Self { block: 0, group: 0, at: 0, ..self },
+        }
+    }
+
+    #[inline(always)]
+    fn line(self, job: &Job<'_>) -> *const Line {
+        let line = (self.tile * job.blocks + self.block) * job.lines;
+        job.weight.codes.as_ptr().wrapping_add(line)
+    }
+}
+
+/// All tiles, `streams` side by side.
+///
+/// # Safety
+/// The processor must have the features, and `job` must have passed its check.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline(never)]
+unsafe fn sets<const Q: usize>(
+    job: &Job<'_>,
+    streams: usize,
+    mut done: impl FnMut(usize, &[[f32; LANES]]),
+) {
+    let lines = if streams == 1 { PANEL } else { STREAM_LINES };
+    let most = (lines / job.lines).max(1);
+    let mut sums = [[0.0; LANES]; STREAMS];
+    for first in job.tiles.clone().step_by(streams) {
+        let sums = &mut sums[..streams.min(job.tiles.end - first)];
+        sums.fill([0.0; LANES]);
+        let mut place = Place { tile: first, block: 0, group: 0, at: 0 };
+        while place.block < job.blocks {
+            let count = most.min(job.blocks - place.block);
+            let next = place.on(job, count);
+            for (tile, sums) in (first..).zip(&mut *sums) {
+                let ahead = Place { tile, ..next }.or_next(job, streams);
+                // SAFETY: the caller's promises.
+                unsafe { add_part::<Q>(job, Place { tile, ..place }, count, ahead, sums) }
+            }
+            place = next;
+        }
+        done(first, sums);
+    }
+}
+
+/// Adds `count` blocks of a tile from `place` on to its sums; asks for as many from `ahead` on.
+///
+/// # Safety
+/// The processor must have the features, and `job` must have the tile, blocks and groups.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn add_part<const Q: usize>(
+    job: &Job<'_>,
+    place: Place,
+    count: usize,
+    ahead: Place,
+    sums: &mut [f32; LANES],
+) {
+    let Place { tile, block, mut group, mut at } = place;
+    ask_scales(job, ahead.tile..ahead.tile + 1, ahead.group);
+    let (mut line, mut ahead) = (place.line(job), ahead.line(job));
+    // SAFETY: the caller's promises. A prefetch changes nothing, wherever it points.
+    unsafe {
+        let mut quads = job.quads.as_ptr().add(block * job.lines * Q);
+        let mut total = _mm512_loadu_ps(sums.as_ptr());
+        let (mut factor, mut zero) = scale(job, tile * job.groups + group);
+        for i in block..block + count {
+            let x = job.scales.as_ptr().add(i);
+            if at == job.per_group {
+                (group, at) = (group + 1, 0);
+                (factor, zero) = scale(job, tile * job.groups + group);
+            }
+            at += 1;
+            let sum = _mm512_set1_epi32((*x).sum);
+            let mut dots = [_mm512_setzero_si512(), _mm512_setzero_si512()];
+            for _ in 0..job.lines * Q / 2 {
+                dot::<Q>(&mut dots, line, ahead, quads);
+                (line, ahead, quads) = (line.add(2 / Q), ahead.wrapping_add(2 / Q), quads.add(2));
+            }
+            let second = if Q == 2 { _mm512_srai_epi32::<4>(dots[1]) } else { dots[1] };
+            // Zero points and sums have at most 16 bits, and the other halves of the zero points are zero.
+            let first = _mm512_dpwssd_epi32(dots[0], zero, sum);
+            let scale = _mm512_mul_ps(factor, _mm512_set1_ps((*x).scale));
+            let dots = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
+            total = _mm512_fmadd_ps(scale, dots, total);
+        }
+        _mm512_storeu_ps(sums.as_mut_ptr(), total);
+    }
+}
+
+/// Adds two quads: of a line of nibbles, the high ones sixteen times too large, or of two lines of bytes.
+///
+/// # Safety
+/// The processor must have the features, and lines and quads must be there.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+unsafe fn dot<const Q: usize>(
+    dots: &mut [__m512i; 2],
+    line: *const Line,
+    ahead: *const Line,
+    quads: *const i32,
+) {
+    // SAFETY: the caller's promises; lines are aligned to 64 bytes.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+        let first = _mm512_load_si512(line.cast());
+        let codes = if Q == 2 {
+            let low = _mm512_set1_epi8(15);
+            [_mm512_and_si512(first, low), _mm512_andnot_si512(low, first)]
+        } else {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(1).cast());
+            [first, _mm512_load_si512(line.add(1).cast())]
+        };
+        for i in 0..2 {
+            dots[i] = _mm512_dpbusd_epi32(dots[i], codes[i], _mm512_set1_epi32(*quads.add(i)));
+        }
+    }
+}
+
+/// Scales of a group, and its zero points times -1 in the low halves of lanes.
+///
+/// # Safety
+/// The processor must have the features, and the group must be there.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn scale(job: &Job<'_>, group: usize) -> (__m512, __m512i) {
+    // SAFETY: the caller's promises; scales and zero points have sixteen lanes.
+    unsafe {
+        let factor = match job.weight.scales {
+            TileScales::F32(all) => _mm512_loadu_ps(all.get_unchecked(group).as_ptr()),
+            TileScales::F16(all) => {
+                let half = all.get_unchecked(group).as_ptr();
+                _mm512_cvtph_ps(_mm256_loadu_si256(half.cast()))
+            }
+        };
+        let zero = match job.weight.zeros {
+            TileZeros::All(zero) => _mm512_set1_epi32(zero),
+            TileZeros::Each(all) => {
+                let zeros = all.get_unchecked(group).as_ptr();
+                _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast()))
+            }
+        };
+        let minus = _mm512_sub_epi32(_mm512_setzero_si512(), zero);
+        (factor, _mm512_and_si512(minus, _mm512_set1_epi32(0xffff)))
+    }
+}
