@@ -219,6 +219,42 @@ unsafe fn open(job: &Job<'_>, [codes, ahead]: [*const Line; 2], group: usize, mu
     }
 }
 
+/// Scales of a group.
+///
+/// # Safety
+/// The processor must have the features, and the group must be there.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+pub(super) unsafe fn factors(job: &Job<'_>, group: usize) -> __m512 {
+    // SAFETY: the caller's promises; a group has sixteen scales.
+    unsafe {
+        match job.weight.scales {
+            TileScales::F32(all) => _mm512_loadu_ps(all.get_unchecked(group).as_ptr()),
+            TileScales::F16(all) => {
+                let half = all.get_unchecked(group).as_ptr();
+                _mm512_cvtph_ps(_mm256_loadu_si256(half.cast()))
+            }
+        }
+    }
+}
+
+/// Zero points of a group.
+///
+/// # Safety
+/// The processor must have the features, and the group must be there.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+pub(super) unsafe fn zeros(job: &Job<'_>, group: usize) -> __m512i {
+    match job.weight.zeros {
+        TileZeros::All(zero) => _mm512_set1_epi32(zero),
+        TileZeros::Each(all) => {
+            // SAFETY: the caller's promises; a group has sixteen zero points.
+            let zeros = unsafe { _mm_loadu_si128(all.get_unchecked(group).as_ptr().cast()) };
+            _mm512_cvtepu8_epi32(zeros)
+        }
+    }
+}
+
 /// Adds the scaled dots of a tile.
 ///
 /// # Safety
@@ -234,27 +270,14 @@ unsafe fn scale(
 ) {
     // SAFETY: the caller's promises; scales, zero points, dots and sums have sixteen lanes.
     unsafe {
-        let factor = match job.weight.scales {
-            TileScales::F32(all) => _mm512_loadu_ps(all.get_unchecked(group).as_ptr()),
-            TileScales::F16(all) => {
-                let half = all.get_unchecked(group).as_ptr();
-                _mm512_cvtph_ps(_mm256_loadu_si256(half.cast()))
-            }
-        };
+        let factor = factors(job, group);
         if !job.rest {
             for row in 0..job.rows {
                 add(factor, &*x.add(row), _mm512_load_si512(dots.add(row)), sums.add(row * LANES));
             }
             return;
         }
-        let zero = match job.weight.zeros {
-            TileZeros::All(zero) => _mm512_set1_epi32(zero),
-            TileZeros::Each(all) => {
-                let zeros = all.get_unchecked(group).as_ptr();
-                _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast()))
-            }
-        };
-        let rest = _mm512_sub_epi32(_mm512_set1_epi32(MIDDLE), zero);
+        let rest = _mm512_sub_epi32(_mm512_set1_epi32(MIDDLE), zeros(job, group));
         for row in 0..job.rows {
             let x = &*x.add(row);
             let rest = _mm512_mullo_epi32(rest, _mm512_set1_epi32(x.sum));

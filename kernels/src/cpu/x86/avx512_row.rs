@@ -18,11 +18,10 @@
 
 use super::super::few_rows::Job;
 use super::super::grouped::{GroupedLinear, PANEL, STREAMS};
-use super::super::packed::{TileScales, TileZeros};
 use super::super::simd::{LANES, Line};
 use super::super::tile::put;
 use super::Avx512;
-use super::amx_few::ask_scales;
+use super::amx_few::{ask_scales, factors, zeros};
 use quant::Bits;
 use std::arch::x86_64::*;
 
@@ -203,23 +202,8 @@ unsafe fn dot<const Q: usize>(
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
 unsafe fn scale(job: &Job<'_>, group: usize) -> (__m512, __m512i) {
-    // SAFETY: the caller's promises; scales and zero points have sixteen lanes.
-    unsafe {
-        let factor = match job.weight.scales {
-            TileScales::F32(all) => _mm512_loadu_ps(all.get_unchecked(group).as_ptr()),
-            TileScales::F16(all) => {
-                let half = all.get_unchecked(group).as_ptr();
-                _mm512_cvtph_ps(_mm256_loadu_si256(half.cast()))
-            }
-        };
-        let zero = match job.weight.zeros {
-            TileZeros::All(zero) => _mm512_set1_epi32(zero),
-            TileZeros::Each(all) => {
-                let zeros = all.get_unchecked(group).as_ptr();
-                _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast()))
-            }
-        };
-        let minus = _mm512_sub_epi32(_mm512_setzero_si512(), zero);
-        (factor, _mm512_and_si512(minus, _mm512_set1_epi32(0xffff)))
-    }
+    // SAFETY: the caller's promises.
+    let (factor, zero) = unsafe { (factors(job, group), zeros(job, group)) };
+    let minus = _mm512_sub_epi32(_mm512_setzero_si512(), zero);
+    (factor, _mm512_and_si512(minus, _mm512_set1_epi32(0xffff)))
 }
