@@ -1,4 +1,4 @@
-//! Linears with 4- and 8-bit weights for two to sixteen rows, on a matrix unit (Intel AMX).
+//! Linears with 4- and 8-bit weights for three to sixteen rows, on a matrix unit (Intel AMX).
 //!
 //! The formula and, bit for bit, the results of [`super::grouped`]: integers are exact in any
 //! order, and each block is added by the same f32 fma, blocks in ascending order.
@@ -15,7 +15,7 @@
 //! ```
 //! Rounds go on from one set of tiles to the next. Nothing in a round waits for what is done in it, so that
 //! vector unit, matrix unit and memory work at once. Emerald Rapids at 2.6 GHz: a line of codes takes 8 to 9
-//! cycles out of memory, out of a cache 7 with two or four rows, 9 with eight, 13 with sixteen. By
+//! cycles out of memory, out of a cache 7 with four rows, 9 with eight, 13 with sixteen. By
 //! count the multiplying port takes 3, 5 and 8 of those, and storing dots 2, however many rows. More rows: [`super::matmul`].
 
 use super::grouped::{Activations, GroupedLinear, STREAMS};

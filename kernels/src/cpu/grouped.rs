@@ -17,8 +17,8 @@
 //! Error against exact arithmetic: `|x - a_scale * a| <= a_scale / 2` for every activation, so
 //! `|error| <= sum_b |w_scale| * a_scale / 2 * sum_i |code - zero|`, plus f32 rounding of at most
 //! (blocks + 2) half ulps of the sum of the blocks' magnitudes. Reference:
-//! [`quant::reference::matmul`]. Other ways to the same bits: one row with AVX-512
-//! (`x86/avx512_row.rs`), several on a matrix unit ([`super::few_rows`], [`super::matmul`]).
+//! [`quant::reference::matmul`]. Other ways to the same bits: up to four rows with
+//! AVX-512 (`x86/avx512_rows.rs`), more on a matrix unit ([`super::few_rows`], [`super::matmul`]).
 
 use super::blocks::CodeBlocks;
 use super::isa::Kernel;
@@ -63,7 +63,7 @@ pub(crate) struct GroupedLinear<'a> {
     pub(crate) tiles: Range<usize>,
     /// Exactly those columns.
     pub(crate) out: MatMut<'a>,
-    /// Tiles that one row may take side by side, at most [`STREAMS`].
+    /// Tiles that a few rows may take side by side, at most [`STREAMS`].
     pub(crate) streams: usize,
 }
 

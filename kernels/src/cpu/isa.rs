@@ -159,9 +159,13 @@ impl Machine {
     pub(crate) fn multiply(self, linear: GroupedLinear<'_>) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(proof) if linear.out.rows() == 1 => x86::one_row(proof, linear),
+            Self::Avx512(proof) if linear.out.rows() <= x86::MOST_ROWS => {
+                x86::some_rows(proof, linear);
+            }
             #[cfg(target_arch = "x86_64")]
-            Self::Amx(unit) if linear.out.rows() == 1 => x86::one_row(unit.avx512(), linear),
+            Self::Amx(unit) if linear.out.rows() < FEWEST_ROWS => {
+                x86::some_rows(unit.avx512(), linear);
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Amx(unit) if linear.out.rows() >= FEWEST_ROWS => {
                 match linear.out.rows() <= MOST_ROWS {

@@ -31,10 +31,10 @@ use quant::Bits;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Fewest rows worth the matrix unit. Two take 0.8 to 1.05 of the vector unit's time, out of memory and
-/// out of a cache, four 0.75 to 0.85, eight 0.65 to 0.75 (5632 x 2048 and 1024 x 256 weights, Emerald
-/// Rapids).
-pub(crate) const FEWEST_ROWS: usize = 2;
+/// Fewest rows worth the matrix unit. Two take 1.2 to 1.4 of the vector unit's time out of a cache and as long
+/// out of memory; three and four as long out of a cache and 0.93 out of memory, eight 0.65 to 0.75 (1024 x 2048
+/// and 5632 x 2048 weights, Emerald Rapids).
+pub(crate) const FEWEST_ROWS: usize = 3;
 
 /// Rows of a matrix tile, and of a strip.
 pub(crate) const STRIP_ROWS: usize = 16;

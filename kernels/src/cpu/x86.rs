@@ -11,10 +11,10 @@ mod avx2;
 mod avx2_blocks;
 mod avx512;
 mod avx512_blocks;
-mod avx512_row;
+mod avx512_rows;
 
 pub(crate) use amx::Amx;
-pub(crate) use avx512_row::one_row;
+pub(crate) use avx512_rows::{MOST_ROWS, some_rows};
 
 use super::isa::Kernel;
 

@@ -1,20 +1,23 @@
-//! Linears with 4- and 8-bit weights for one row, with AVX-512 and VNNI.
+//! Linears with 4- and 8-bit weights for one to four rows, with AVX-512 and VNNI.
 //!
 //! The formula and, bit for bit, the results of [`super::super::grouped`]: integers are exact in any order,
 //! and each block is added by the same f32 fma, blocks in ascending order.
 //!
 //! ```text
-//! a line of nibbles   2 operations to open it, 2 `vpdpbusd`: the high ones stay where they are, so that their
-//!                     dots are sixteen times as large until the block's end
-//! a line of bytes     1 `vpdpbusd`
-//! a block's end       6 operations
+//! a line of nibbles   2 operations to open it, 2 `vpdpbusd` a row: the high ones stay where they are, so that
+//!                     their dots are sixteen times as large until the block's end
+//! a line of bytes     1 `vpdpbusd` a row
+//! a block's end       6 operations a row
 //! walk                a tile after another; where a processor gets more out of memory from several streams, four
 //!                     side by side, a KiB of each in turn (1.15 times as much, Emerald Rapids; less on Zen 4)
-//! bytes               every code and scale once, and 8 bytes of activations a line from the first-level cache
+//! bytes               every code and scale once, activations from the first-level cache
 //! ```
-//! By count a block of 64 columns of nibbles, 512 bytes, takes 19 cycles of the two ports that do this. The
-//! generic walk spends half of its time between the lines where tiles are small (128 columns, in a cache). More rows:
-//! [`super::avx512_blocks`].
+//! By count a block of 64 columns of nibbles, 512 bytes, takes 19 cycles of the two ports that do this with
+//! one row, 52 with four. The generic walk spends half of its time between the lines where tiles are small (128
+//! columns, in a cache). More rows: [`super::avx512_blocks`], or a matrix unit.
+
+// Loops over rows count indices: they unroll whole, over several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 use super::super::few_rows::Job;
 use super::super::grouped::{GroupedLinear, PANEL, STREAMS};
@@ -28,24 +31,41 @@ use std::arch::x86_64::*;
 /// Lines that are taken in turn of each of several tiles side by side.
 const STREAM_LINES: usize = 16;
 
-/// Runs a linear over one row.
-pub(crate) fn one_row(_: Avx512, linear: GroupedLinear<'_>) {
+/// Most rows.
+pub(crate) const MOST_ROWS: usize = 4;
+
+/// Sums of a tile and some rows.
+type Sums<const R: usize> = [[f32; LANES]; R];
+
+/// Runs a linear over at most [`MOST_ROWS`] rows, whose activations lie together.
+pub(crate) fn some_rows(isa: Avx512, linear: GroupedLinear<'_>) {
+    match linear.out.rows() {
+        0 => {}
+        1 => rows::<1>(isa, linear),
+        2 => rows::<2>(isa, linear),
+        3 => rows::<3>(isa, linear),
+        4 => rows::<4>(isa, linear),
+        rows => unreachable!("{rows} rows at once"),
+    }
+}
+
+fn rows<const R: usize>(_: Avx512, linear: GroupedLinear<'_>) {
     let GroupedLinear { weight, bias, x, tiles, mut out, streams } = linear;
-    assert!(out.rows() == 1 && x.layout.height == 1, "more than one row");
+    assert!(out.rows() == R && x.layout.height == R, "other rows");
     let job = Job::new(weight, x, tiles.clone());
     job.check(job.lines * if job.bits == Bits::Four { 2 } else { 1 });
     let streams = streams.clamp(1, STREAMS);
-    let done = |first: usize, sums: &[[f32; LANES]]| {
+    let done = |first: usize, sums: &[Sums<R>]| {
         for (tile, sums) in (first..).zip(sums) {
-            put(&mut out, (&tiles, weight.n), bias, (tile, 0), std::slice::from_ref(sums));
+            put(&mut out, (&tiles, weight.n), bias, (tile, 0), sums);
         }
     };
     // SAFETY: the first argument proves the features; `check` has made sure that all tiles have all their codes
-    // and scales, and the row all its quads.
+    // and scales, and the rows all their quads.
     unsafe {
         match job.bits {
-            Bits::Four => sets::<2>(&job, streams, done),
-            Bits::Eight => sets::<1>(&job, streams, done),
+            Bits::Four => sets::<R, 2>(&job, streams, done),
+            Bits::Eight => sets::<R, 1>(&job, streams, done),
         }
     }
 }
@@ -95,17 +115,17 @@ impl Place {
 /// The processor must have the features, and `job` must have passed its check.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline(never)]
-unsafe fn sets<const Q: usize>(
+unsafe fn sets<const R: usize, const Q: usize>(
     job: &Job<'_>,
     streams: usize,
-    mut done: impl FnMut(usize, &[[f32; LANES]]),
+    mut done: impl FnMut(usize, &[Sums<R>]),
 ) {
     let lines = if streams == 1 { PANEL } else { STREAM_LINES };
     let most = (lines / job.lines).max(1);
-    let mut sums = [[0.0; LANES]; STREAMS];
+    let mut sums = [[[0.0; LANES]; R]; STREAMS];
     for first in job.tiles.clone().step_by(streams) {
         let sums = &mut sums[..streams.min(job.tiles.end - first)];
-        sums.fill([0.0; LANES]);
+        sums.fill([[0.0; LANES]; R]);
         let mut place = Place { tile: first, block: 0, group: 0, at: 0 };
         while place.block < job.blocks {
             let count = most.min(job.blocks - place.block);
@@ -113,7 +133,7 @@ unsafe fn sets<const Q: usize>(
             for (tile, sums) in (first..).zip(&mut *sums) {
                 let ahead = Place { tile, ..next }.or_next(job, streams);
                 // SAFETY: the caller's promises.
-                unsafe { add_part::<Q>(job, Place { tile, ..place }, count, ahead, sums) }
+                unsafe { add_part::<R, Q>(job, Place { tile, ..place }, count, ahead, sums) }
             }
             place = next;
         }
@@ -124,59 +144,66 @@ unsafe fn sets<const Q: usize>(
 /// Adds `count` blocks of a tile from `place` on to its sums; asks for as many from `ahead` on.
 ///
 /// # Safety
-/// The processor must have the features, and `job` must have the tile, blocks and groups.
+/// The processor must have the features, and `job` must have the tile, blocks and groups, and `R` rows.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn add_part<const Q: usize>(
+unsafe fn add_part<const R: usize, const Q: usize>(
     job: &Job<'_>,
     place: Place,
     count: usize,
     ahead: Place,
-    sums: &mut [f32; LANES],
+    sums: &mut Sums<R>,
 ) {
     let Place { tile, block, mut group, mut at } = place;
     ask_scales(job, ahead.tile..ahead.tile + 1, ahead.group);
+    let row = job.lines * Q;
     let (mut line, mut ahead) = (place.line(job), ahead.line(job));
     // SAFETY: the caller's promises. A prefetch changes nothing, wherever it points.
     unsafe {
-        let mut quads = job.quads.as_ptr().add(block * job.lines * Q);
-        let mut total = _mm512_loadu_ps(sums.as_ptr());
+        let mut quads = job.quads.as_ptr().add(block * R * row);
+        let mut totals = sums.each_ref().map(|sums| _mm512_loadu_ps(sums.as_ptr()));
         let (mut factor, mut zero) = scale(job, tile * job.groups + group);
         for i in block..block + count {
-            let x = job.scales.as_ptr().add(i);
             if at == job.per_group {
                 (group, at) = (group + 1, 0);
                 (factor, zero) = scale(job, tile * job.groups + group);
             }
             at += 1;
-            let sum = _mm512_set1_epi32((*x).sum);
-            let mut dots = [_mm512_setzero_si512(), _mm512_setzero_si512()];
-            for _ in 0..job.lines * Q / 2 {
-                dot::<Q>(&mut dots, line, ahead, quads);
+            let mut dots = [[_mm512_setzero_si512(); 2]; R];
+            for _ in 0..row / 2 {
+                dot::<R, Q>(&mut dots, line, ahead, (quads, row));
                 (line, ahead, quads) = (line.add(2 / Q), ahead.wrapping_add(2 / Q), quads.add(2));
             }
-            let second = if Q == 2 { _mm512_srai_epi32::<4>(dots[1]) } else { dots[1] };
-            // Zero points and sums have at most 16 bits, and the other halves of the zero points are zero.
-            let first = _mm512_dpwssd_epi32(dots[0], zero, sum);
-            let scale = _mm512_mul_ps(factor, _mm512_set1_ps((*x).scale));
-            let dots = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
-            total = _mm512_fmadd_ps(scale, dots, total);
+            quads = quads.wrapping_add((R - 1) * row);
+            for r in 0..R {
+                let x = job.scales.as_ptr().add(i * R + r);
+                let [first, second] = dots[r];
+                let second = if Q == 2 { _mm512_srai_epi32::<4>(second) } else { second };
+                // Zero points and sums have at most 16 bits; the other halves of the zero points are zero.
+                let first = _mm512_dpwssd_epi32(first, zero, _mm512_set1_epi32((*x).sum));
+                let dots = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
+                let scale = _mm512_mul_ps(factor, _mm512_set1_ps((*x).scale));
+                totals[r] = _mm512_fmadd_ps(scale, dots, totals[r]);
+            }
         }
-        _mm512_storeu_ps(sums.as_mut_ptr(), total);
+        for r in 0..R {
+            _mm512_storeu_ps(sums[r].as_mut_ptr(), totals[r]);
+        }
     }
 }
 
-/// Adds two quads: of a line of nibbles, the high ones sixteen times too large, or of two lines of bytes.
+/// Adds two quads of each row, which lie `row` quads apart: of a line of nibbles, the high ones sixteen
+/// times too large, or of two lines of bytes.
 ///
 /// # Safety
 /// The processor must have the features, and lines and quads must be there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-unsafe fn dot<const Q: usize>(
-    dots: &mut [__m512i; 2],
+unsafe fn dot<const R: usize, const Q: usize>(
+    dots: &mut [[__m512i; 2]; R],
     line: *const Line,
     ahead: *const Line,
-    quads: *const i32,
+    (quads, row): (*const i32, usize),
 ) {
     // SAFETY: the caller's promises; lines are aligned to 64 bytes.
     unsafe {
@@ -189,8 +216,11 @@ unsafe fn dot<const Q: usize>(
             _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(1).cast());
             [first, _mm512_load_si512(line.add(1).cast())]
         };
-        for i in 0..2 {
-            dots[i] = _mm512_dpbusd_epi32(dots[i], codes[i], _mm512_set1_epi32(*quads.add(i)));
+        for r in 0..R {
+            for i in 0..2 {
+                let quad = _mm512_set1_epi32(*quads.add(r * row + i));
+                dots[r][i] = _mm512_dpbusd_epi32(dots[r][i], codes[i], quad);
+            }
         }
     }
 }
