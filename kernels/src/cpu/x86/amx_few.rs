@@ -40,7 +40,12 @@ pub(super) unsafe fn few_rows(
     job.check(quads);
     // SAFETY: the caller's promise; all tiles have all their codes and scales, all rows their quads, as just
     // checked.
-    unsafe { rounds(shape, job, scratch, done) }
+    unsafe {
+        match (job.bits, job.lines, job.rest) {
+            (Bits::Four, 8, false) => rounds::<true>(shape, job, scratch, done),
+            _ => rounds::<false>(shape, job, scratch, done),
+        }
+    }
 }
 
 /// Loads the rows of activations.
@@ -81,11 +86,13 @@ macro_rules! keep {
     };
 }
 
+/// `COMMON` is the most common block, of 64 columns of 4 bits, in a function without the others' branches.
+///
 /// # Safety
 /// See [`few_rows`]; what the job counts is there.
 #[target_feature(enable = "avx2,fma,f16c,gfni,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline(never)]
-unsafe fn rounds(
+unsafe fn rounds<const COMMON: bool>(
     shape: Shape,
     job: &Job<'_>,
     scratch: &mut Scratch,
@@ -96,7 +103,7 @@ unsafe fn rounds(
     while under_way.iter().any(|round| round.tiles > 0) {
         let [opened, multiplied, scaled] = under_way;
         // SAFETY: the caller's promises.
-        unsafe { round(shape, job, &under_way, (now, before), scratch) }
+        unsafe { round::<COMMON>(shape, job, &under_way, (now, before), scratch) }
         if job.is_last(scaled) {
             done(scaled, &mut scratch.sums);
         }
@@ -112,7 +119,7 @@ unsafe fn rounds(
 /// See [`few_rows`]; what the job counts is there.
 #[target_feature(enable = "avx2,fma,f16c,gfni,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn round(
+unsafe fn round<const COMMON: bool>(
     shape: Shape,
     job: &Job<'_>,
     [opened, multiplied, scaled]: &[Round; 3],
@@ -142,7 +149,12 @@ unsafe fn round(
                     let group = (opened.tile + $t) * job.groups + opened.group;
                     let out = (&raw mut (*panels)[$t]).cast();
                     let tile = $t * job.blocks * job.lines;
-                    open(job, [first, later].map(|line| codes.add(line + tile)), group, out);
+                    open::<COMMON>(
+                        job,
+                        [first, later].map(|line| codes.add(line + tile)),
+                        group,
+                        out,
+                    );
                 }
                 if $t < multiplied.tiles {
                     product!($y, $w, &raw const (*last_panels)[$t]);
@@ -151,7 +163,7 @@ unsafe fn round(
                     let group = (scaled.tile + $t) * job.groups + scaled.group;
                     let x = job.scales.as_ptr().add(scaled.block * job.rows);
                     let sums = (&raw mut scratch.sums[$t]).cast();
-                    scale(job, group, x, (&raw const (*dots)[$t]).cast(), sums);
+                    scale::<COMMON>(job, group, x, (&raw const (*dots)[$t]).cast(), sums);
                 }
             };
         }
@@ -199,7 +211,12 @@ pub(super) fn ask_scales(job: &Job<'_>, tiles: Range<usize>, group: usize) {
 /// The processor must have the features; block, group and room must be there.
 #[target_feature(enable = "gfni,avx512f,avx512bw")]
 #[inline]
-unsafe fn open(job: &Job<'_>, [codes, ahead]: [*const Line; 2], group: usize, mut out: *mut Line) {
+unsafe fn open<const COMMON: bool>(
+    job: &Job<'_>,
+    [codes, ahead]: [*const Line; 2],
+    group: usize,
+    mut out: *mut Line,
+) {
     // SAFETY: the caller's promises.
     unsafe {
         let opener = match job.weight.zeros {
@@ -210,11 +227,9 @@ unsafe fn open(job: &Job<'_>, [codes, ahead]: [*const Line; 2], group: usize, mu
             _mm_prefetch::<_MM_HINT_T0>(ahead.add(i).cast());
             out = opener.line(bits, &*codes.add(i), out);
         };
-        match (job.bits, job.lines) {
-            // The most common block, unrolled.
-            (Bits::Four, 8) => (0..8).for_each(|i| line(Bits::Four, i)),
-            (Bits::Four, lines) => (0..lines).for_each(|i| line(Bits::Four, i)),
-            (Bits::Eight, lines) => (0..lines).for_each(|i| line(Bits::Eight, i)),
+        match COMMON {
+            true => (0..8).for_each(|i| line(Bits::Four, i)),
+            false => (0..job.lines).for_each(|i| line(job.bits, i)),
         }
     }
 }
@@ -261,7 +276,7 @@ pub(super) unsafe fn zeros(job: &Job<'_>, group: usize) -> __m512i {
 /// The processor must have the features; group, rows, dots and sums must be there.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn scale(
+unsafe fn scale<const COMMON: bool>(
     job: &Job<'_>,
     group: usize,
     x: *const BlockScale,
@@ -271,7 +286,7 @@ unsafe fn scale(
     // SAFETY: the caller's promises; scales, zero points, dots and sums have sixteen lanes.
     unsafe {
         let factor = factors(job, group);
-        if !job.rest {
+        if COMMON || !job.rest {
             for row in 0..job.rows {
                 add(factor, &*x.add(row), _mm512_load_si512(dots.add(row)), sums.add(row * LANES));
             }
