@@ -9,11 +9,11 @@
 
 /// Surcharge on the time of each generated token. The rest up to 0.02 is for costs that were
 /// measured wrong.
-const SURCHARGE: f64 = 0.012;
+const SURCHARGE: f64 = 0.010;
 /// The part of the surcharge that is lent on tokens which sequences may still generate: texts begin
 /// with tokens that are hard to guess, and who stops there falls behind, so that trying again costs
 /// more every token than the surcharge on it.
-const LENT: f64 = 0.011;
+const LENT: f64 = 0.0095;
 /// Most tokens of a sequence on which it is lent.
 const LENT_TOKENS: usize = 512;
 /// Most of the time that probes take in the long run.
