@@ -53,7 +53,9 @@ fn rows<const R: usize>(_: Avx512, linear: GroupedLinear<'_>) {
     let GroupedLinear { weight, bias, x, tiles, mut out, streams } = linear;
     assert!(out.rows() == R && x.layout.height == R, "other rows");
     let job = Job::new(weight, x, tiles.clone());
-    job.check(job.lines * if job.bits == Bits::Four { 2 } else { 1 });
+    let quads = job.lines * if job.bits == Bits::Four { 2 } else { 1 };
+    job.check(quads);
+    assert!(quads.is_multiple_of(2), "a quad without its partner");
     let streams = streams.clamp(1, STREAMS);
     let done = |first: usize, sums: &[Sums<R>]| {
         for (tile, sums) in (first..).zip(sums) {
