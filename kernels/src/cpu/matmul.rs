@@ -31,9 +31,9 @@ use quant::Bits;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Fewest rows worth the matrix unit. Two take 1.2 to 1.4 of the vector unit's time out of a cache and as long
-/// out of memory; three and four as long out of a cache and 0.93 out of memory, eight 0.65 to 0.75 (1024 x 2048
-/// and 5632 x 2048 weights, Emerald Rapids).
+/// Fewest rows worth the matrix unit. Two take 1.2 of the vector unit's time out of a cache and as long or 1.15
+/// out of memory; three and four 0.8 to 1.0 and 0.9 to 1.0 (1024 x 2048 and 5632 x 2048 weights, Emerald
+/// Rapids).
 pub(crate) const FEWEST_ROWS: usize = 3;
 
 /// Rows of a matrix tile, and of a strip.

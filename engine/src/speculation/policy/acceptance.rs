@@ -29,6 +29,10 @@ const ENGINE_MEMORY: f64 = 0.99;
 /// badly gets another try.
 const FADE: f64 = 0.85;
 
+/// Accepted first tokens, as they fade, that prove a source: one of them does for some 230 cycles, or for
+/// fourteen sequences.
+const PROOF: f64 = 0.1;
+
 /// Who proposes, as far as acceptance tells it apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Source {
@@ -102,7 +106,7 @@ impl Acceptance {
 
     /// Whether, by these counts of the engine, a token of `source` was accepted lately.
     pub(super) fn proves(&self, source: Source) -> bool {
-        self.counts[source.index()][0].accepted > 0.1
+        self.counts[source.index()][0].accepted > PROOF
     }
 
     /// For each place the chance that it and all before it are accepted, from a sequence's own

@@ -70,3 +70,26 @@ impl Account {
         self.failures = if plain > seconds { 0 } else { (self.failures + 1).min(1000) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_that_end_early_pay_their_debts() {
+        // Of 512 tokens that each may generate it generates three, and drafts whenever it may, in vain.
+        let (mut account, mut seconds) = (Account::default(), 0.0);
+        let (answers, tokens) = (1000, 3);
+        for left in (0..answers).flat_map(|_| (0..tokens).map(|done| 512 - done)) {
+            account.lend(std::iter::once(left), 1.0);
+            let drafts = account.allows(2.0, 1.0);
+            let took = if drafts { 2.0 } else { 1.0 };
+            account.book(took, 1.0, drafts);
+            seconds += took;
+        }
+        let plain = (answers * tokens) as f64;
+        assert!(seconds > plain, "it drafts at all");
+        // The surcharge, and what one answer was lent.
+        assert!(seconds <= plain * (1.0 + SURCHARGE) + LENT * 512.0, "{seconds} for {plain}");
+    }
+}

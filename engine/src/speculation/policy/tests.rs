@@ -258,12 +258,12 @@ fn a_bad_beginning_is_not_the_end() {
         }
     }
     println!("least share of the best fixed length's speed: {worst:?}");
-    // 0.86 is found; 0.47 without what the account lends.
+    // 0.86 is found; 0.47 with less lent and with long drafts of a source that was never right.
     assert!(worst.0 >= 0.8, "{worst:?}");
 }
 
 #[test]
-fn answers_that_end_early_pay_their_debts() {
+fn short_answers_are_not_slowed_down_either() {
     let mut worst = (f64::MAX, String::new());
     for pair in Pair::all() {
         for (process, tokens) in processes().into_iter().flat_map(|p| [3, 10, 40].map(|n| (p, n))) {

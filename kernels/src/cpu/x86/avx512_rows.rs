@@ -21,12 +21,13 @@
 
 use super::super::few_rows::Job;
 use super::super::grouped::{GroupedLinear, PANEL, STREAMS};
+use super::super::packed::{TileScales, TileZeros};
 use super::super::simd::{LANES, Line};
 use super::super::tile::put;
 use super::Avx512;
-use super::amx_few::{ask_scales, factors, zeros};
 use quant::Bits;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Lines that are taken in turn of each of several tiles side by side.
 const STREAM_LINES: usize = 16;
@@ -223,6 +224,60 @@ unsafe fn dot<const R: usize, const Q: usize>(
                 let quad = _mm512_set1_epi32(*quads.add(r * row + i));
                 dots[r][i] = _mm512_dpbusd_epi32(dots[r][i], codes[i], quad);
             }
+        }
+    }
+}
+
+/// Asks for the scales and zero points of a group.
+#[inline(always)]
+pub(super) fn ask_scales(job: &Job<'_>, tiles: Range<usize>, group: usize) {
+    for tile in tiles {
+        let at = tile * job.groups + group;
+        let scales: *const i8 = match job.weight.scales {
+            TileScales::F16(all) => all.as_ptr().wrapping_add(at).cast(),
+            TileScales::F32(all) => all.as_ptr().wrapping_add(at).cast(),
+        };
+        // SAFETY: every x86-64 processor has the instruction; it changes nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(scales) }
+        if let TileZeros::Each(all) = job.weight.zeros {
+            // SAFETY: the same.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(all.as_ptr().wrapping_add(at).cast()) }
+        }
+    }
+}
+
+/// Scales of a group.
+///
+/// # Safety
+/// The processor must have the features, and the group must be there.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+pub(super) unsafe fn factors(job: &Job<'_>, group: usize) -> __m512 {
+    // SAFETY: the caller's promises; a group has sixteen scales.
+    unsafe {
+        match job.weight.scales {
+            TileScales::F32(all) => _mm512_loadu_ps(all.get_unchecked(group).as_ptr()),
+            TileScales::F16(all) => {
+                let half = all.get_unchecked(group).as_ptr();
+                _mm512_cvtph_ps(_mm256_loadu_si256(half.cast()))
+            }
+        }
+    }
+}
+
+/// Zero points of a group.
+///
+/// # Safety
+/// The processor must have the features, and the group must be there.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+pub(super) unsafe fn zeros(job: &Job<'_>, group: usize) -> __m512i {
+    match job.weight.zeros {
+        TileZeros::All(zero) => _mm512_set1_epi32(zero),
+        TileZeros::Each(all) => {
+            // SAFETY: the caller's promises; a group has sixteen zero points.
+            let zeros = unsafe { _mm_loadu_si128(all.get_unchecked(group).as_ptr().cast()) };
+            _mm512_cvtepu8_epi32(zeros)
         }
     }
 }
