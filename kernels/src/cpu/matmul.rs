@@ -7,8 +7,8 @@
 //! row block   up to 128 rows; their int8 activations stay in the second-level cache (<= 1 MiB)
 //!   two tiles of weights          sums [2, 128, 16] f32 start at zero
 //!     panel of two blocks         codes opened once to [2, 2, quads, 16 x 4] of int8
-//!       strip of 16 rows          dots [2, 2, 16, 16] i32 = activations x panel, four products
-//!       the strip before it       sums += w_scale * a_scale * dots (vector unit, meanwhile)
+//!       two strips of 16 rows     dots [2, 2, 2, 16, 16] = activations x panel, eight products
+//!       the two before them       sums += w_scale * a_scale * dots (vector unit, meanwhile)
 //!       then                      a part of the next panel is opened, so that nothing waits for its codes
 //! in    packed weights (a line of codes is two rows of a panel, or one of 8-bit codes)
 //!       activations laid out for it ([`layout`]): all rows of a row block, block by block
@@ -39,6 +39,12 @@ pub(crate) const FEWEST_ROWS: usize = 3;
 /// Rows of a matrix tile, and of a strip.
 pub(crate) const STRIP_ROWS: usize = 16;
 
+/// Strips that are multiplied in one step.
+pub(crate) const STEP_STRIPS: usize = 2;
+
+/// Rows of a step.
+pub(crate) const STEP_ROWS: usize = STEP_STRIPS * STRIP_ROWS;
+
 /// Blocks of a panel.
 pub(crate) const PANEL_BLOCKS: usize = 2;
 
@@ -67,10 +73,11 @@ pub(crate) type Opened = [Line; BLOCK_QUADS];
 /// `[block, tile]`
 pub(crate) type Panel = [[Opened; 2]; PANEL_BLOCKS];
 
-/// Products of a panel and a strip `[block, tile, row, lane]`.
+/// Products of a panel and the strips of a step `[strip, block, tile, row, lane]`, in whatever form the unit that
+/// makes and scales them likes.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Dots(pub(crate) [[[[i32; LANES]; STRIP_ROWS]; 2]; PANEL_BLOCKS]);
+pub(crate) struct Dots(pub(crate) [[[[[i32; LANES]; STRIP_ROWS]; 2]; PANEL_BLOCKS]; STEP_STRIPS]);
 
 /// What the dots of a block are multiplied with, and what is left to add, `[tile, lane]`.
 #[derive(Debug, Clone, Copy)]
@@ -102,31 +109,31 @@ pub(crate) struct Opening<'a> {
     pub(crate) ahead: &'a [Line],
 }
 
-/// A panel times a strip.
+/// A panel times the strips of a step.
 #[derive(Debug)]
 pub(crate) struct Product<'a> {
     pub(crate) panel: &'a Panel,
     /// Blocks of the panel.
     pub(crate) blocks: usize,
-    /// `[blocks, height, quads]` from the strip's first row on.
+    pub(crate) strips: usize,
+    /// `[blocks, height, quads]` from the first strip's first row on.
     pub(crate) x: &'a [i32],
     pub(crate) height: usize,
-    pub(crate) dots: &'a mut Dots,
 }
 
 /// Dots to scale and add up.
 #[derive(Debug)]
 pub(crate) struct Scaling<'a> {
-    pub(crate) dots: &'a Dots,
     /// Blocks of the panel.
     pub(crate) blocks: usize,
+    pub(crate) strips: usize,
     pub(crate) factors: &'a [Factors; PANEL_BLOCKS],
     /// Whether anything is left to add.
     pub(crate) rest: bool,
-    /// `[blocks, height]` from the strip's first row on.
+    /// `[blocks, height]` from the first strip's first row on.
     pub(crate) x: &'a [BlockScale],
     pub(crate) height: usize,
-    /// Of both tiles and at least the rows of a strip.
+    /// Of both tiles and at least the rows of the strips.
     pub(crate) sums: [&'a mut [[f32; LANES]]; 2],
 }
 
@@ -154,10 +161,11 @@ pub(crate) trait MatrixRegisters {
         done: impl FnMut(Round, &mut [TileSums; STREAMS]),
     );
 
-    /// `next.dots[block][tile][row][lane]` = sum over the quads of a block of a row of `x` times
-    /// row `lane` of the panel's tile, exact; and for the blocks of `last` in order
-    /// `sums[tile][row][lane] += scale * x scale * (dots + rest * x sum)`, one fma each.
-    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>);
+    /// For the blocks of `last`, which was `next` one call ago, in order
+    /// `sums[tile][row][lane] += scale * x scale * (dots + rest * x sum)`, one fma each; then, or meanwhile,
+    /// `dots[strip][block][tile][row][lane]` = sum over the quads of a block of a row of `next.x` times row
+    /// `lane` of the panel's tile, exact.
+    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>, dots: &mut Dots);
 }
 
 /// The layout of activations for a matrix unit: row blocks as high as the caches allow.
@@ -188,7 +196,7 @@ pub(crate) struct MatrixLinear<'a, U> {
 #[repr(C, align(64))]
 struct Scratch {
     sums: [[[f32; LANES]; MAX_ROWS]; 2],
-    dots: [Dots; 2],
+    dots: Dots,
     panels: [Panel; 2],
     factors: [[Factors; PANEL_BLOCKS]; 2],
 }
@@ -198,7 +206,7 @@ impl Scratch {
         let factors = Factors { scale: [[0.0; LANES]; 2], rest: [[0; LANES]; 2] };
         Self {
             sums: [[[0.0; LANES]; MAX_ROWS]; 2],
-            dots: [Dots([[[[0; LANES]; STRIP_ROWS]; 2]; PANEL_BLOCKS]); 2],
+            dots: Dots([[[[[0; LANES]; STRIP_ROWS]; 2]; PANEL_BLOCKS]; STEP_STRIPS]),
             panels: [[[[Line([0; 64]); BLOCK_QUADS]; 2]; PANEL_BLOCKS]; 2],
             factors: [[factors; PANEL_BLOCKS]; 2],
         }
@@ -284,7 +292,7 @@ struct Job<'a, R> {
     scales: &'a [BlockScale],
 }
 
-/// A panel's first block and a strip's first row whose dots are not added up yet.
+/// A panel's first block and a step's first row whose dots are not added up yet.
 #[derive(Debug, Clone, Copy)]
 struct Pending {
     block: usize,
@@ -317,40 +325,37 @@ impl<'a, R: MatrixRegisters> Job<'a, R> {
         }
     }
 
-    /// All blocks of the row block. The matrix unit is given the next strip while the dots of the one
-    /// before it are scaled, so that both units work at once.
+    /// All blocks of the row block. The matrix unit is given the next strips while the dots of those
+    /// before them are scaled, so that both units work at once.
     #[inline(always)]
     fn add_up<S: Simd>(&self, s: S, scratch: &mut Scratch, mut results: Results<'_, '_>) {
-        let Scratch { sums, dots: [next_dots, last_dots], panels: [panel, after], factors } =
-            scratch;
-        let (mut next_dots, mut last_dots) = (next_dots, last_dots);
+        let Scratch { sums, dots, panels: [panel, after], factors } = scratch;
         let (mut panel, mut after) = (panel, after);
         for sums in &mut *sums {
             sums[..self.rows.next_multiple_of(STRIP_ROWS)].fill([0.0; LANES]);
         }
         let count = self.weight.blocks.count;
         let share = self.rows.div_ceil(count.div_ceil(PANEL_BLOCKS));
-        let strips = self.rows.div_ceil(STRIP_ROWS);
+        let steps = self.rows.div_ceil(STEP_ROWS);
         let mut pending: Option<Pending> = None;
         (0..PARTS).for_each(|part| self.open(s, 0, part, panel, &mut factors[0]));
         for block in (0..count).step_by(PANEL_BLOCKS) {
             let first = block / PANEL_BLOCKS * share;
             results.ask(s, first.min(self.rows)..self.rows.min(first + share));
-            for (i, row) in (0..self.rows).step_by(STRIP_ROWS).enumerate() {
-                let last = pending.map(|last| self.scaling(last, last_dots, factors, sums));
-                let next = self.product((block, row), panel, next_dots);
-                self.registers.step(Some(next), last);
-                (next_dots, last_dots) = (last_dots, next_dots);
+            for (i, row) in (0..self.rows).step_by(STEP_ROWS).enumerate() {
+                let last = pending.map(|last| self.scaling(last, factors, sums));
+                let next = self.product((block, row), panel);
+                self.registers.step(Some(next), last, dots);
                 pending = Some(Pending { block, row });
-                for part in PARTS * i / strips..PARTS * (i + 1) / strips {
+                for part in PARTS * i / steps..PARTS * (i + 1) / steps {
                     let next = block + PANEL_BLOCKS;
                     self.open(s, next, part, after, &mut factors[next / PANEL_BLOCKS % 2]);
                 }
             }
             (panel, after) = (after, panel);
         }
-        let last = pending.map(|last| self.scaling(last, last_dots, factors, sums));
-        self.registers.step(None, last);
+        let last = pending.map(|last| self.scaling(last, factors, sums));
+        self.registers.step(None, last, dots);
         results.put(self.rows, sums);
     }
 
@@ -405,31 +410,32 @@ impl<'a, R: MatrixRegisters> Job<'a, R> {
         }
     }
 
-    /// The panel that begins at `block` times the rows from `row` on.
+    /// Strips of the step that begins at row `row`.
     #[inline(always)]
-    fn product<'b>(
-        &'b self,
-        (block, row): (usize, usize),
-        panel: &'b Panel,
-        dots: &'b mut Dots,
-    ) -> Product<'b> {
-        let x = &self.quads[(block * self.height + row) * (self.weight.blocks.block / 4)..];
-        Product { panel, blocks: self.blocks(block).len(), x, height: self.height, dots }
+    fn strips(&self, row: usize) -> usize {
+        (self.rows - row).div_ceil(STRIP_ROWS).min(STEP_STRIPS)
     }
 
-    /// What is left to do for a strip whose dots are there.
+    /// The panel that begins at `block` times the rows from `row` on.
+    #[inline(always)]
+    fn product<'b>(&'b self, (block, row): (usize, usize), panel: &'b Panel) -> Product<'b> {
+        let x = &self.quads[(block * self.height + row) * (self.weight.blocks.block / 4)..];
+        let (blocks, strips) = (self.blocks(block).len(), self.strips(row));
+        Product { panel, blocks, strips, x, height: self.height }
+    }
+
+    /// What is left to do for strips whose dots are there.
     #[inline(always)]
     fn scaling<'b>(
         &'b self,
         Pending { block, row }: Pending,
-        dots: &'b Dots,
         factors: &'b [[Factors; PANEL_BLOCKS]; 2],
         sums: &'b mut [[[f32; LANES]; MAX_ROWS]; 2],
     ) -> Scaling<'b> {
         let [first, second] = sums;
         Scaling {
-            dots,
             blocks: self.blocks(block).len(),
+            strips: self.strips(row),
             factors: &factors[block / PANEL_BLOCKS % 2],
             rest: self.rest,
             x: &self.scales[block * self.height + row..],

@@ -5,7 +5,7 @@ use super::few_rows::{self, Round, TileSums};
 use super::grouped::STREAMS;
 use super::isa::{Isa, Machine};
 use super::matmul::{
-    MatrixRegisters, MatrixUnit, Opened, Opening, Product, STRIP_ROWS, Scaling, Shape,
+    Dots, MatrixRegisters, MatrixUnit, Opened, Opening, Product, STRIP_ROWS, Scaling, Shape,
 };
 use super::packed::{Tile, TileScales, TileZeros};
 use super::simd::{LANES, Line};
@@ -171,14 +171,15 @@ impl MatrixRegisters for Shape {
         }
     }
 
-    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>) {
+    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>, dots: &mut Dots) {
         if let Some(last) = last {
-            add_up(last, self.rows);
+            add_up(last, dots, self.rows);
         }
         let Some(next) = next else { return };
-        for block in 0..next.blocks {
-            let row = |row| &next.x[(block * next.height + row) * self.quads..][..self.quads];
-            for (panel, dots) in next.panel[block].iter().zip(&mut next.dots.0[block]) {
+        for (strip, block) in (0..next.strips).flat_map(|s| (0..next.blocks).map(move |b| (s, b))) {
+            let first = block * next.height + strip * self.rows;
+            let row = |row| &next.x[(first + row) * self.quads..][..self.quads];
+            for (panel, dots) in next.panel[block].iter().zip(&mut dots.0[strip][block]) {
                 dots[..self.rows].copy_from_slice(&product(*self, row, panel)[..self.rows]);
             }
         }
@@ -212,15 +213,16 @@ fn scales_of(weight: &Tile<'_>, group: usize) -> [f32; LANES] {
     }
 }
 
-/// Scales and adds up the dots of a strip.
-fn add_up(last: Scaling<'_>, rows: usize) {
+/// Scales and adds up the dots of a step, of strips of `rows` rows.
+fn add_up(last: Scaling<'_>, dots: &Dots, rows: usize) {
     for (t, sums) in last.sums.into_iter().enumerate() {
         for (block, factors) in last.factors.iter().enumerate().take(last.blocks) {
-            for (row, sums) in sums[..rows].iter_mut().enumerate() {
+            for (row, sums) in sums[..last.strips * rows].iter_mut().enumerate() {
                 let x = last.x[block * last.height + row];
                 for (lane, sum) in sums.iter_mut().enumerate() {
                     let rest = if last.rest { factors.rest[t][lane] * x.sum } else { 0 };
-                    let dots = (last.dots.0[block][t][row][lane] + rest) as f32;
+                    let dots = dots.0[row / rows][block][t][row % rows][lane];
+                    let dots = (dots + rest) as f32;
                     *sum = (factors.scale[t][lane] * x.scale).mul_add(dots, *sum);
                 }
             }

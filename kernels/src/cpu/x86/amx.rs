@@ -1,38 +1,18 @@
 //! AMX int8: eight tile registers of sixteen rows of 64 bytes, as a [`MatrixUnit`].
 //!
-//! ```text
-//! tmm0 tmm1   dots of a strip and a block with tiles 0, 1     i32 [rows, 16]
-//! tmm2 tmm3   of the next block
-//! tmm4, tmm5  activations of the strip                        i8 [rows, quads x 4]
-//! tmm6 tmm7   the block's panel                               i8 [quads, 16 x 4]
-//! ```
 //! Stable Rust knows no AMX, hence assembly; compiled code never touches tile registers, so that
 //! they keep their contents between two blocks of it. Linux alone: the system gives tiles to
-//! processes that ask.
-//!
-//! What bounds it, for 16 rows, two tiles and two blocks of 64 columns (131072 operations): four
-//! products of 16 cycles, storing 64 rows of dots, a cycle each, which products of other registers
-//! hide, and 192 vector operations to scale them, of which two a cycle start, but only one beside
-//! products, since those keep the second port for multiplications to themselves. So 192 cycles are
-//! the least, and 230 were measured out of the caches (Emerald Rapids at 2.6 GHz; 105 for scaling
-//! alone, 75 for the tile instructions alone, 255 with dots stored right after their products,
-//! whose latency is 52 cycles). To turn integers to floats with additions instead, which may start
-//! beside products, was slower (252). Where another program shares the core and uses its matrix unit,
-//! tile instructions take longer: four products with four loads 300 cycles instead of 66, for minutes.
+//! processes that ask. Register 0 to 3 hold dots, 4 and 5 activations, 6 and 7 codes, as
+//! [`super::amx_step`] (many rows) and [`super::amx_few`] (few) use them.
 //! Not here: what is multiplied ([`super::super::matmul`]).
-
-// Loops over tiles and rows count indices: they unroll whole, over registers.
-#![allow(clippy::needless_range_loop)]
 
 use super::super::few_rows;
 use super::super::grouped::STREAMS;
 use super::super::matmul::{
-    Dots, Factors, MatrixRegisters, MatrixUnit, Opened, Opening, PANEL_BLOCKS, Panel, Product,
-    STRIP_ROWS, Scaling, Shape,
+    Dots, MatrixRegisters, MatrixUnit, Opened, Opening, Product, STRIP_ROWS, Scaling, Shape,
 };
-use super::super::quantize::BlockScale;
 use super::super::simd::{LANES, Line};
-use super::{Avx512, amx_few};
+use super::{Avx512, amx_few, amx_step};
 use quant::Bits;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -221,38 +201,9 @@ impl MatrixRegisters for Registers {
     }
 
     #[inline(always)]
-    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>) {
-        let Shape { quads, rows } = self.shape;
-        assert_eq!(rows, STRIP_ROWS, "rows of a strip");
-        let row = 4 * quads;
-        let fits = |blocks: usize, height: usize, items: usize| {
-            (1..=PANEL_BLOCKS).contains(&blocks) && (blocks - 1) * height + rows <= items
-        };
-        let next = next.map_or(Tiles::NONE, |next| {
-            assert!(fits(next.blocks, next.height, next.x.len() / quads), "too few quads");
-            Tiles {
-                blocks: next.blocks,
-                x: next.x.as_ptr().cast(),
-                x_block: next.height * row,
-                row,
-                panel: next.panel,
-                dots: next.dots,
-            }
-        });
-        if let Some(last) = &last {
-            assert!(fits(last.blocks, last.height, last.x.len()), "too few scales");
-            assert!(last.sums.iter().all(|sums| sums.len() >= rows), "too few sums");
-        }
-        // SAFETY: the registers are configured, see `configure`, and each thread has one
-        // `Registers` at a time. Block i of `next` reads `rows` rows of `row` bytes from byte i *
-        // x_block of `x` on, and both tiles of the panel, whose lines are as many as quads at most;
-        // it writes `rows` lines of either tile of its dots. Scales and sums are there for all rows.
-        unsafe {
-            match last.as_ref().is_some_and(|last| last.rest) {
-                false => step::<false>(next, last),
-                true => step::<true>(next, last),
-            }
-        }
+    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>, dots: &mut Dots) {
+        // SAFETY: the registers are configured, see `configure`; each thread has one `Registers` at a time.
+        unsafe { amx_step::step(self.shape, next, last, dots) }
     }
 }
 
@@ -352,183 +303,6 @@ impl Opener {
             _mm512_store_si512(out.cast(), low);
             _mm512_store_si512(out.add(1).cast(), high);
             out.add(2)
-        }
-    }
-}
-
-/// A [`Product`] as assembly takes it.
-#[derive(Debug, Clone, Copy)]
-struct Tiles {
-    blocks: usize,
-    x: *const u8,
-    /// Bytes from one block to the next, and from one row to the next.
-    x_block: usize,
-    row: usize,
-    panel: *const Panel,
-    dots: *mut Dots,
-}
-
-impl Tiles {
-    const NONE: Self = Self {
-        blocks: 0,
-        x: std::ptr::null(),
-        x_block: 0,
-        row: 0,
-        panel: std::ptr::null(),
-        dots: std::ptr::null_mut(),
-    };
-}
-
-/// Products of block `$block` of the tiles, in registers `$y0` and `$y1`; they are stored later, as
-/// they take 52 cycles.
-macro_rules! multiply {
-    ($tiles:ident, $block:literal, $x:literal, $y0:literal, $y1:literal) => {
-        if $block < $tiles.blocks {
-            asm!(
-                concat!("tileloadd ", $x, ", [{x} + {row}]"),
-                "tileloadd tmm6, [{w} + {line}]",
-                concat!("tilezero ", $y0),
-                concat!("tdpbssd ", $y0, ", ", $x, ", tmm6"),
-                "tileloadd tmm7, [{w} + {line} + {second}]",
-                concat!("tilezero ", $y1),
-                concat!("tdpbssd ", $y1, ", ", $x, ", tmm7"),
-                x = in(reg) $tiles.x.add($block * $tiles.x_block),
-                w = in(reg) (&raw const (*$tiles.panel)[$block]),
-                row = in(reg) $tiles.row,
-                line = in(reg) 4 * LANES,
-                second = const size_of::<Opened>(),
-                options(nostack, readonly, preserves_flags),
-            )
-        }
-    };
-}
-
-/// Asks for the activations of block `$block` of the next strip.
-macro_rules! ask {
-    ($tiles:ident, $block:literal, $rows:expr) => {
-        if $block < $tiles.blocks {
-            let next = $tiles.x.wrapping_add($block * $tiles.x_block + $rows * $tiles.row);
-            for line in 0..$rows {
-                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line * 64).cast());
-            }
-        }
-    };
-}
-
-/// Stores what [`multiply!`] left in the registers.
-macro_rules! store {
-    ($tiles:ident, $block:literal, $y0:literal, $y1:literal) => {
-        if $block < $tiles.blocks {
-            asm!(
-                concat!("tilestored [{y} + {line}], ", $y0),
-                concat!("tilestored [{y} + {line} + {second}], ", $y1),
-                y = in(reg) (&raw mut (*$tiles.dots).0[$block]),
-                line = in(reg) 4 * LANES,
-                second = const size_of::<[[i32; LANES]; STRIP_ROWS]>(),
-                options(nostack, preserves_flags),
-            )
-        }
-    };
-}
-
-/// [`MatrixRegisters::step`]: two halves of a strip are scaled, each block by block, and between them go
-/// the tile instructions.
-///
-/// # Safety
-/// See the caller.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-#[inline(never)]
-unsafe fn step<const REST: bool>(next: Tiles, last: Option<Scaling<'_>>) {
-    // SAFETY: the caller's promises.
-    unsafe {
-        let Some(mut last) = last else {
-            multiply!(next, 0, "tmm4", "tmm0", "tmm1");
-            multiply!(next, 1, "tmm5", "tmm2", "tmm3");
-            store!(next, 0, "tmm0", "tmm1");
-            store!(next, 1, "tmm2", "tmm3");
-            return;
-        };
-        let mut sums = load(&last, 0);
-        multiply!(next, 0, "tmm4", "tmm0", "tmm1");
-        scale::<REST>(&last, 0, 0, &mut sums);
-        ask!(next, 0, 2 * H);
-        if last.blocks == PANEL_BLOCKS {
-            scale::<REST>(&last, 1, 0, &mut sums);
-        }
-        keep(&mut last, 0, &sums);
-        let mut sums = load(&last, H);
-        multiply!(next, 1, "tmm5", "tmm2", "tmm3");
-        scale::<REST>(&last, 0, H, &mut sums);
-        ask!(next, 1, 2 * H);
-        store!(next, 0, "tmm0", "tmm1");
-        if last.blocks == PANEL_BLOCKS {
-            scale::<REST>(&last, 1, H, &mut sums);
-        }
-        store!(next, 1, "tmm2", "tmm3");
-        keep(&mut last, H, &sums);
-    }
-}
-
-/// Half of the rows of a strip.
-const H: usize = STRIP_ROWS / 2;
-
-/// Sums of `H` rows of both tiles.
-type Sums = [[__m512; H]; 2];
-
-/// # Safety
-/// `last` must have sums of `H` rows from `row` on.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn load(last: &Scaling<'_>, row: usize) -> Sums {
-    let mut sums = [[_mm512_setzero_ps(); H]; 2];
-    for t in 0..2 {
-        for r in 0..H {
-            // SAFETY: the caller's promise.
-            sums[t][r] = unsafe { _mm512_loadu_ps(last.sums[t].as_ptr().add(row + r).cast()) };
-        }
-    }
-    sums
-}
-
-/// # Safety
-/// `last` must have sums of `H` rows from `row` on.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn keep(last: &mut Scaling<'_>, row: usize, sums: &Sums) {
-    for t in 0..2 {
-        for r in 0..H {
-            // SAFETY: the caller's promise.
-            unsafe { _mm512_storeu_ps(last.sums[t].as_mut_ptr().add(row + r).cast(), sums[t][r]) }
-        }
-    }
-}
-
-/// Adds the scaled dots of block `block` and `H` rows from `row` on.
-///
-/// # Safety
-/// `last` must have that block and those rows.
-#[target_feature(enable = "avx512f,avx512bw")]
-#[inline]
-unsafe fn scale<const REST: bool>(last: &Scaling<'_>, block: usize, row: usize, sums: &mut Sums) {
-    // SAFETY: the caller's promise; factors have sixteen lanes, dots as many rows as strips.
-    unsafe {
-        let factors: *const Factors = last.factors.as_ptr().add(block);
-        let x: *const BlockScale = last.x.as_ptr().add(block * last.height + row);
-        let dots: *const [[i32; LANES]; STRIP_ROWS] = last.dots.0.as_ptr().add(block).cast();
-        for t in 0..2 {
-            let factor = _mm512_load_ps((&raw const (*factors).scale[t]).cast());
-            let rest = _mm512_load_si512((&raw const (*factors).rest[t]).cast());
-            for r in 0..H {
-                let BlockScale { scale, sum } = *x.add(r);
-                let dots = dots.add(t).cast::<[i32; LANES]>().add(row + r);
-                let mut dots = _mm512_load_si512(dots.cast());
-                if REST {
-                    let rest = _mm512_mullo_epi32(rest, _mm512_set1_epi32(sum));
-                    dots = _mm512_add_epi32(dots, rest);
-                }
-                let scale = _mm512_mul_ps(factor, _mm512_set1_ps(scale));
-                sums[t][r] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dots), sums[t][r]);
-            }
         }
     }
 }
