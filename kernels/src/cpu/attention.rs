@@ -6,11 +6,12 @@
 //! out   one row for each query
 //! walk  chunks of 128 positions, at multiples of 128 of the absolute position; maximum and sum are
 //!       carried from chunk to chunk (online softmax)
-//! block up to sixteen queries take a chunk together: scores, then weights ([`super::softmax`]),
-//!       then outputs; registers hold 8 queries x 32 positions or columns, 4 x 64, or 4 x 16
+//! block up to 64 queries take a chunk together: scores, then weights ([`super::softmax`]), then
+//!       outputs; registers hold 8 queries x 32 positions or columns, 4 x 64, or 4 x 16
 //! sums  one chain of fma: a score's over its columns, an output column's over the positions
 //! split (tokens, KV head, query heads) items over threads; reads every visible key and value once
-//!       an item, widened where they are used; 64 queries take turns while a chunk is in the cache
+//!       an item; up to sixteen queries widen them where they use them, more share 16 KiB of
+//!       widened ones: some tiles of keys, or some columns of values
 //! ```
 //! A position's score needs that position alone, and chunks are laid out by absolute position, so
 //! neither the block length nor the tokens beside it change a bit of a query. Positions that a
@@ -22,7 +23,7 @@
 
 use super::isa::Kernel;
 use super::kv::KvShape;
-use super::products::{Dots, Mix, Run};
+use super::products::{Dots, Element, Mix, Run, TILES, WidenKeys, WidenValues};
 use super::share::{Mat, MatMut};
 use super::simd::{LANES, Simd};
 use super::softmax::{CHUNK, Soften, Weights};
@@ -32,6 +33,11 @@ use std::ops::Range;
 
 /// Most queries of an item; more are taken in turns, each reading keys and values again.
 const QUERIES: usize = 64;
+/// Most queries that read keys and values as they lie.
+const FEW: usize = LANES;
+/// Vectors that are widened at a time for more: a third of the first cache.
+const ROOM: usize = 2 * CHUNK;
+
 /// Computes the outputs of consecutive tokens for query heads of one KV head.
 #[derive(Debug)]
 pub(crate) struct Attend<'a> {
@@ -71,6 +77,15 @@ struct Chunk<'a> {
     runs: [Run<'a>; CHUNK],
     /// Runs in use.
     len: usize,
+}
+
+/// Keys and values of some positions and columns of a chunk, as they lie or widened.
+struct Source<'a, T> {
+    runs: &'a [Run<'a, T>],
+    /// To ask for meanwhile.
+    ahead: &'a [Run<'a>],
+    /// Vectors of columns that rows of values have, of all columns.
+    strip: Range<usize>,
 }
 
 /// What is done for a block of queries and a chunk.
@@ -150,12 +165,24 @@ impl<'a> Attend<'a> {
         }
         let seen = self.visible(&queries[0]).start..self.visible(&queries[queries.len() - 1]).end;
         let (first, end) = (seen.start / CHUNK, seen.end.div_ceil(CHUNK));
-        let (mut chunks, mut all) = ([Chunk::EMPTY; 2], [Weights::NEW; LANES]);
+        let mut chunks = [Chunk::EMPTY; 2];
+        // Room that few queries do not need is not cleared for them.
+        let (mut few, mut many, mut room);
+        let (all, room): (&mut [Weights], &mut [_]) = match queries.len() <= FEW {
+            true => {
+                few = [Weights::NEW; FEW];
+                (&mut few, &mut [])
+            }
+            false => {
+                (many, room) = ([Weights::NEW; QUERIES], [[0.0; LANES]; ROOM]);
+                (&mut many, &mut room)
+            }
+        };
         self.locate(first, &seen, &mut chunks[first % 2]);
         for c in first..end {
             self.locate(c + 1, &seen, &mut chunks[(c + 1) % 2]);
             let at = [&chunks[c % 2], &chunks[(c + 1) % 2]];
-            self.take_all(s, at, queries, &mut all);
+            self.take_all(s, at, queries, (&mut *all, &mut *room));
         }
         for query in queries {
             scale(self.out(query), 1.0 / query.sum);
@@ -193,20 +220,22 @@ impl<'a> Attend<'a> {
         s: S,
         [chunk, next]: [&Chunk<'_>; 2],
         mut left: &mut [Query],
-        all: &mut [Weights; LANES],
+        (all, room): (&mut [Weights], &mut [[f32; LANES]]),
     ) {
         // The first queries ask for the next chunk, the others find it there.
         let mut ahead = next.runs();
         while !left.is_empty() {
-            let count = self.side_by_side(left, chunk);
+            let count = self.side_by_side(left, chunk, all.len());
             let (queries, rest) = left.split_at_mut(count.max(1));
             let (all, at) = (&mut all[..count], (chunk, ahead));
             for (query, weights) in queries.iter().zip(&mut *all) {
                 weights.range = self.visible_in(query, chunk);
             }
-            self.in_blocks(s, Part::Scores, at, queries, all);
-            self.soften(s, queries, all);
-            self.in_blocks(s, Part::Outputs, at, queries, all);
+            self.in_strips(s, Part::Scores, at, (queries, all), room);
+            for (queries, all) in queries.chunks_mut(LANES).zip(all.chunks_mut(LANES)) {
+                self.soften(s, queries, all);
+            }
+            self.in_strips(s, Part::Outputs, at, (queries, all), room);
             if count > 0 {
                 ahead = &[];
             }
@@ -214,44 +243,87 @@ impl<'a> Attend<'a> {
         }
     }
 
-    /// Does a part for queries that all see something of a chunk, in blocks that fit in registers:
-    /// some queries times some vectors of positions or columns.
+    /// Does a part for queries that all see something of a chunk. Many of them share the work of
+    /// widening: keys of some tiles, or values of some columns, are widened for all of them, and are
+    /// in the first cache until all have taken them.
     #[inline(always)]
-    fn in_blocks<S: Simd>(
+    fn in_strips<S: Simd>(
         &mut self,
         s: S,
         part: Part,
-        (chunk, mut ahead): (&Chunk<'_>, &[Run<'_>]),
+        (chunk, ahead): (&Chunk<'_>, &[Run<'_>]),
+        (queries, all): (&[Query], &mut [Weights]),
+        room: &mut [[f32; LANES]],
+    ) {
+        let (runs, vectors) = (chunk.runs(), self.shape.vectors());
+        let strip = match part {
+            Part::Scores => TILES.min(room.len() / self.shape.width),
+            Part::Outputs => room.len() / CHUNK,
+        };
+        match part {
+            _ if all.len() <= FEW || strip == 0 => {
+                let source = Source { runs, ahead, strip: 0..vectors };
+                self.in_blocks(s, part, source, queries, all);
+            }
+            Part::Scores => {
+                for (i, runs) in runs.chunks(strip).enumerate() {
+                    let ahead = &ahead[ahead.len().min(i * strip)..];
+                    let wide = s.apart(WidenKeys { runs, ahead, room: &mut *room });
+                    let runs = &wide[..runs.len()];
+                    let source = Source { runs, ahead: &[], strip: 0..0 };
+                    self.in_blocks(s, part, source, queries, all);
+                }
+            }
+            Part::Outputs => {
+                for first in (0..vectors).step_by(strip) {
+                    let strip = first..vectors.min(first + strip);
+                    let (columns, room) = (strip.clone(), &mut *room);
+                    let wide = s.apart(WidenValues { runs, ahead, vectors, columns, room });
+                    let source = Source { runs: &[wide], ahead: &[], strip };
+                    self.in_blocks(s, part, source, queries, all);
+                }
+            }
+        }
+    }
+
+    /// Does a part for queries that all see something of a chunk, in blocks that fit in registers:
+    /// some queries times some vectors of positions or columns.
+    #[inline(always)]
+    fn in_blocks<S: Simd, T: Element>(
+        &mut self,
+        s: S,
+        part: Part,
+        mut source: Source<'_, T>,
         mut queries: &[Query],
         mut all: &mut [Weights],
     ) {
         while !all.is_empty() {
-            let at = (part, chunk, ahead);
+            let at = (part, &source);
             let done = match (all.len(), S::SUMS) {
-                (1, _) => self.block::<S, 1, 4>(s, at, queries, all),
-                (2 | 3, 4) => self.block::<S, 2, 2>(s, at, queries, all),
-                (2 | 3, _) => self.block::<S, 2, 4>(s, at, queries, all),
-                (_, 4) => self.block::<S, 4, 1>(s, at, queries, all),
-                (4..8, _) => self.block::<S, 4, 4>(s, at, queries, all),
-                (_, _) => self.block::<S, 8, 2>(s, at, queries, all),
+                (1, _) => self.block::<S, T, 1, 4>(s, at, queries, all),
+                (2 | 3, 4) => self.block::<S, T, 2, 2>(s, at, queries, all),
+                (2 | 3, _) => self.block::<S, T, 2, 4>(s, at, queries, all),
+                (_, 4) => self.block::<S, T, 4, 1>(s, at, queries, all),
+                (4..8, _) => self.block::<S, T, 4, 4>(s, at, queries, all),
+                (_, _) => self.block::<S, T, 8, 2>(s, at, queries, all),
             };
-            (queries, all, ahead) = (&queries[done..], &mut all[done..], &[]);
+            (queries, all, source.ahead) = (&queries[done..], &mut all[done..], &[]);
         }
     }
 
     /// Does a part for the first `H` queries; returns `H`.
     #[inline(always)]
-    fn block<S: Simd, const H: usize, const V: usize>(
+    fn block<S: Simd, T: Element, const H: usize, const V: usize>(
         &mut self,
         s: S,
-        (part, chunk, ahead): (Part, &Chunk<'_>, &[Run<'_>]),
+        (part, source): (Part, &Source<'_, T>),
         queries: &[Query],
         all: &mut [Weights],
     ) -> usize {
         if let (Some(queries), Some(all)) = (queries.first_chunk(), all.first_chunk_mut()) {
             match part {
-                Part::Scores => self.scores::<S, H, V>(s, (chunk, ahead), queries, all),
-                Part::Outputs => self.outputs::<S, H, V>(s, (chunk, ahead), queries, all),
+                Part::Scores => self.scores::<S, T, H, V>(s, source, queries, all),
+                Part::Outputs => self.outputs::<S, T, H, V>(s, source, queries, all),
             }
         }
         H
@@ -271,11 +343,12 @@ impl<'a> Attend<'a> {
         within(start)..within(end)
     }
 
-    /// How many of the first queries see something of a chunk, up to one that does not.
+    /// How many of the first queries, at most `most`, see something of a chunk, up to one that does
+    /// not.
     #[inline(always)]
-    fn side_by_side(&self, queries: &[Query], chunk: &Chunk<'_>) -> usize {
+    fn side_by_side(&self, queries: &[Query], chunk: &Chunk<'_>, most: usize) -> usize {
         let sees = |query: &&Query| !self.visible_in(query, chunk).is_empty();
-        queries.iter().take(LANES).take_while(sees).count()
+        queries.iter().take(most).take_while(sees).count()
     }
 
     #[inline(always)]
@@ -309,34 +382,34 @@ impl<'a> Attend<'a> {
 
     /// Adds the weighted values of a chunk's positions to outputs.
     #[inline(always)]
-    fn outputs<S: Simd, const H: usize, const V: usize>(
+    fn outputs<S: Simd, T: Element, const H: usize, const V: usize>(
         &mut self,
         s: S,
-        (chunk, ahead): (&Chunk<'_>, &[Run<'_>]),
+        source: &Source<'_, T>,
         queries: &[Query; H],
         all: &[Weights; H],
     ) {
         // Positions that all see are taken together, those around them one query at a time.
         let first = all.iter().map(|w| w.range.start).fold(0, usize::max);
         let end = all.iter().map(|w| w.range.end).fold(CHUNK, usize::min).max(first);
+        let alone = Source { ahead: &[], strip: source.strip.clone(), ..*source };
         for (query, weights) in queries.iter().zip(all) {
             let before = weights.range.start..weights.range.end.min(first);
-            self.mix::<S, 1, 4>(s, (chunk, &[], before), from_ref(query), from_ref(weights));
+            self.mix::<S, T, 1, 4>(s, &alone, before, from_ref(query), from_ref(weights));
         }
-        self.mix::<S, H, V>(s, (chunk, ahead, first..end), queries, all);
+        self.mix::<S, T, H, V>(s, source, first..end, queries, all);
         for (query, weights) in queries.iter().zip(all) {
             let after = weights.range.start.max(end)..weights.range.end;
-            self.mix::<S, 1, 4>(s, (chunk, &[], after), from_ref(query), from_ref(weights));
+            self.mix::<S, T, 1, 4>(s, &alone, after, from_ref(query), from_ref(weights));
         }
     }
 
-    /// Scores of those of the chunk's positions that some query of the item sees; meanwhile asks
-    /// for other keys.
+    /// Scores of those positions that some query of the item sees.
     #[inline(always)]
-    fn scores<S: Simd, const H: usize, const V: usize>(
+    fn scores<S: Simd, T: Element, const H: usize, const V: usize>(
         &self,
         s: S,
-        (chunk, ahead): (&Chunk<'_>, &[Run<'_>]),
+        source: &Source<'_, T>,
         queries: &[Query; H],
         all: &mut [Weights; H],
     ) {
@@ -344,99 +417,61 @@ impl<'a> Attend<'a> {
         for h in 0..H {
             q[h] = self.q(&queries[h]);
         }
-        let (groups, rest) = chunk.runs().as_chunks::<V>();
+        let (scale, ahead) = (self.scale, source.ahead);
+        let (groups, rest) = source.runs.as_chunks::<V>();
         for (i, runs) in groups.iter().enumerate() {
             let ahead = &ahead[ahead.len().min(i * V)..];
-            self.scores_of::<S, H, V>(s, (runs, ahead), q, all);
+            s.apart(Dots { runs, ahead, q, scale, all: &mut *all });
         }
         for (i, run) in rest.iter().enumerate() {
             let ahead = &ahead[ahead.len().min(groups.len() * V + i)..];
-            self.scores_of::<S, H, 1>(s, (from_ref(run), ahead), q, all);
-        }
-    }
-
-    /// Scores of `V` runs.
-    #[inline(always)]
-    fn scores_of<S: Simd, const H: usize, const V: usize>(
-        &self,
-        s: S,
-        (runs, ahead): (&[Run<'_>; V], &[Run<'_>]),
-        q: [&[f32]; H],
-        all: &mut [Weights; H],
-    ) {
-        let mut tiles: [[&[_]; 2]; V] = [[&[]; 2]; V];
-        for v in 0..V {
-            tiles[v] = [runs[v].tile, ahead.get(v).map_or(&[], |run| run.tile)];
-        }
-        let mut dots = [[[0.0; LANES]; V]; H];
-        s.apart(Dots { tiles, q, scale: self.scale, dots: &mut dots });
-        for v in 0..V {
-            let Run { at, count, lane, .. } = runs[v];
-            for h in 0..H {
-                let scores = &mut all[h].all[at..at + count];
-                match scores.first_chunk_mut() {
-                    // Of known length, so that it is no call.
-                    Some(scores) => *scores = dots[h][v],
-                    None => scores.copy_from_slice(&dots[h][v][lane..lane + count]),
-                }
-            }
+            s.apart(Dots { runs: &[*run], ahead, q, scale, all: &mut *all });
         }
     }
 
     /// Adds the weighted values of positions `range` to the outputs of `H` queries, `V` vectors of
-    /// columns at a time; meanwhile asks for other values.
+    /// columns at a time.
     #[inline(always)]
-    fn mix<S: Simd, const H: usize, const V: usize>(
+    fn mix<S: Simd, T: Element, const H: usize, const V: usize>(
         &mut self,
         s: S,
-        (chunk, ahead, range): (&Chunk<'_>, &[Run<'_>], Range<usize>),
+        source: &Source<'_, T>,
+        range: Range<usize>,
         queries: &[Query; H],
         all: &[Weights; H],
     ) {
         if range.is_empty() {
             return;
         }
-        let (runs, vectors) = ((chunk.runs(), ahead, &range), self.shape.vectors());
+        let at = (source, &range);
+        let vectors = source.strip.len();
         for vector in (0..vectors / V * V).step_by(V) {
-            self.mix_columns::<S, H, V>(s, runs, vector, queries, all);
+            self.mix_columns::<S, T, H, V>(s, at, vector, queries, all);
         }
         for vector in vectors / V * V..vectors {
-            self.mix_columns::<S, H, 1>(s, runs, vector, queries, all);
+            self.mix_columns::<S, T, H, 1>(s, at, vector, queries, all);
         }
     }
 
-    /// The same for columns of `V` vectors from `vector`.
+    /// The same for columns of `V` vectors from `vector` of the strip.
     #[inline(always)]
-    fn mix_columns<S: Simd, const H: usize, const V: usize>(
+    fn mix_columns<S: Simd, T: Element, const H: usize, const V: usize>(
         &mut self,
         s: S,
-        (runs, ahead, range): (&[Run<'_>], &[Run<'_>], &Range<usize>),
+        (source, range): (&Source<'_, T>, &Range<usize>),
         vector: usize,
         queries: &[Query; H],
         all: &[Weights; H],
     ) {
-        let mut sums = [[[0.0; LANES]; V]; H];
+        let Source { runs, ahead, ref strip } = *source;
+        let (first, width) = ((strip.start + vector) * LANES, self.shape.width);
+        let mut places = [const { (0, 0..0) }; H];
         for h in 0..H {
-            for v in 0..V {
-                let out = &self.out(&queries[h])[(vector + v) * LANES..];
-                match out.first_chunk() {
-                    // Of known length, so that it is no call.
-                    Some(out) => sums[h][v] = *out,
-                    None => sums[h][v][..out.len()].copy_from_slice(out),
-                }
-            }
+            let Query { token, column, .. } = queries[h];
+            places[h] = (token, column + first..column + width);
         }
-        let columns = [self.shape.vectors(), vector];
-        s.apart(Mix { runs, ahead, range: range.clone(), columns, all, sums: &mut sums });
-        for h in 0..H {
-            for v in 0..V {
-                let out = &mut self.out(&queries[h])[(vector + v) * LANES..];
-                match out.first_chunk_mut() {
-                    Some(out) => *out = sums[h][v],
-                    None => out.copy_from_slice(&sums[h][v][..out.len()]),
-                }
-            }
-        }
+        let (range, columns, out) = (range.clone(), [strip.len(), vector], &mut self.out);
+        s.apart(Mix::<_, H, V> { runs, ahead, range, columns, all, out, places });
     }
 }
 
