@@ -28,7 +28,7 @@
 use super::super::matmul::{
     Dots, Factors, PANEL_BLOCKS, Panel, Product, STEP_STRIPS, STRIP_ROWS, Scaling, Shape,
 };
-use super::super::quantize::BlockScale;
+use super::super::quantize::{BlockScale, MAX_BLOCK};
 use super::super::simd::LANES;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -109,6 +109,8 @@ impl Tiles {
 /// What dots begin at. From 2^23 to 2^24 the bits of consecutive integers as floats are consecutive too, so that
 /// an integer added to the bits of this one, up to 2^22 either way, is added to the number.
 const START: f32 = 12_582_912.0;
+
+const _: () = assert!(PANEL_BLOCKS * MAX_BLOCK * 128 * 128 < 1 << 22, "dots beyond 2^22");
 
 /// A row of it.
 static STARTS: Vector = Vector([START; LANES]);
