@@ -15,7 +15,7 @@
 //! What bounds it, for 32 rows, two tiles and two blocks of 64 columns (262144 operations): eight products of 16
 //! cycles; storing 128 rows of dots, as much to issue as 640 simple instructions; 256 multiplications and fma. Woven
 //! into each other they take 270 to 310 cycles, all in the first-level cache (Emerald Rapids; 170 for scaling alone,
-//! 145 for the tile instructions alone). In place about 430: sums, dots, panels and the activations that pass by,
+//! 145 for the tile instructions alone). In place about 390: sums, dots, panels and the activations that pass by,
 //! which are loaded as what is not needed again, fill that cache, and the walk around it takes its share. Order
 //! matters: tile instructions in clumps of a product each, the same things took a quarter longer.
 //! Where another program shares the core and uses its matrix unit, tile instructions take longer: four
