@@ -43,7 +43,7 @@ pub(crate) const STRIP_ROWS: usize = 16;
 pub(crate) const STEP_STRIPS: usize = 2;
 
 /// Rows of a step.
-pub(crate) const STEP_ROWS: usize = STEP_STRIPS * STRIP_ROWS;
+const STEP_ROWS: usize = STEP_STRIPS * STRIP_ROWS;
 
 /// Blocks of a panel.
 pub(crate) const PANEL_BLOCKS: usize = 2;

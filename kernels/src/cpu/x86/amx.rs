@@ -2,7 +2,7 @@
 //!
 //! Stable Rust knows no AMX, hence assembly; compiled code never touches tile registers, so that
 //! they keep their contents between two blocks of it. Linux alone: the system gives tiles to
-//! processes that ask. Register 0 to 3 hold dots, 4 and 5 activations, 6 and 7 codes, as
+//! processes that ask. Registers 0 to 3 hold dots, 4 and 5 activations, 6 and 7 codes, as
 //! [`super::amx_step`] (many rows) and [`super::amx_few`] (few) use them.
 //! Not here: what is multiplied ([`super::super::matmul`]).
 

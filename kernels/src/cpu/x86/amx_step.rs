@@ -20,7 +20,8 @@
 //! matters: tile instructions in clumps of a product each, the same things took a quarter longer.
 //! Where another program shares the core and uses its matrix unit, tile instructions take longer: four
 //! products with four loads 300 cycles instead of 66, for minutes.
-//! Not here: which strips and blocks ([`super::super::matmul`]), the registers themselves ([`super::amx`]).
+//! Reference: the emulated unit of the tests. Not here: the formula, the split and which strips and blocks come
+//! ([`super::super::matmul`]), the registers themselves ([`super::amx`]).
 
 // Loops over tiles and blocks count indices: they unroll whole, over registers.
 #![allow(clippy::needless_range_loop)]
@@ -47,7 +48,8 @@ pub(super) unsafe fn step(
     assert_eq!(shape.rows, STRIP_ROWS, "rows of a strip");
     let next = next.map_or(Tiles::NONE, |next| Tiles::new(shape, &next));
     let last = last.map(Rows::new);
-    // SAFETY: the caller's promises; `new` has made sure that rows, scales and sums are there as counted.
+    // SAFETY: the caller's promises; `new` has made sure that rows, scales and sums are there as counted, and panels
+    // have as many lines as any shape has quads. What a call before this one left in registers matters to results alone.
     unsafe {
         match &last {
             Some(last) if last.is_whole() && next.is_whole() => whole_step(&next, last, dots),
