@@ -93,7 +93,7 @@ fn program(kv_heads: usize) -> Program {
     ops.push(Op::Gather { x: attn, out });
     let format = Format::Dense(FloatType::Bf16);
     Program {
-        weights: vec![WeightDecl { label: "table".to_owned(), shape: [16, width], format }],
+        weights: vec![WeightDecl::new("table", [16, width], format)],
         slots: vec![
             slot("qkv", Rows::Tokens, width),
             slot("attn", Rows::Tokens, HEADS * WIDTH),

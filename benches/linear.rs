@@ -97,7 +97,7 @@ impl Linears {
 
 fn program(setup: Setup, copies: usize) -> Program {
     let Setup { format, shape: [n, k], .. } = setup;
-    let weight = |label: &str, shape, format| WeightDecl { label: label.to_owned(), shape, format };
+    let weight = |label: &str, shape, format| WeightDecl::new(label, shape, format);
     let slot = |label: &str, rows, width| SlotDecl { label: label.to_owned(), rows, width };
     let mut weights = vec![weight("table", [2, k], Format::Dense(FloatType::F32))];
     weights.extend((0..copies).map(|i| weight(&format!("w{i}"), [n, k], format)));

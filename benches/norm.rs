@@ -24,11 +24,7 @@ const ROWS: usize = 128;
 /// `x = table[token]; y = table[token]; NORMS times: x += y, out = norm(x)`.
 fn program(width: usize) -> Program {
     let [x, y, out, last] = [0, 1, 2, 3].map(SlotId);
-    let weight = |label: &str, shape| WeightDecl {
-        label: label.to_owned(),
-        shape,
-        format: Format::Dense(FloatType::F32),
-    };
+    let weight = |label, shape| WeightDecl::new(label, shape, Format::Dense(FloatType::F32));
     let slot = |label: &str, rows| SlotDecl { label: label.to_owned(), rows, width };
     let table = WeightId(0);
     let norm = Op::Norm { x, add: Some(y), weight: WeightId(1), eps: 1e-5, out };

@@ -10,7 +10,7 @@
 use crate::spec::{AttnSpec, LayerSpec, ModelSpec};
 use kernels::Program;
 use kernels::program::{
-    Heads, KvDecl, KvLayer, Op, RopeDecl, RopeId, Rows, SlotDecl, SlotId, SlotView, Step,
+    Heads, KvDecl, KvLayer, Op, RopeDecl, RopeId, Rounding, Rows, SlotDecl, SlotId, SlotView, Step,
     WeightDecl, WeightId,
 };
 
@@ -112,6 +112,7 @@ impl Lowering {
         let norm = Op::Norm { x, add: Some(delta), weight: weights.mlp_norm, eps, out };
         self.step(format!("layers.{i}.mlp.norm"), norm);
         let gate_up = self.slot("gate_up", Rows::Tokens, 2 * layer.mlp.width);
+        self.round_coarsely(&weights.gate_up);
         self.linears(out, &weights.gate_up, gate_up);
         let act = self.slot("act", Rows::Tokens, layer.mlp.width);
         let activate = Op::Activate { kind: layer.mlp.activation, x: gate_up, out: act };
@@ -166,6 +167,14 @@ impl Lowering {
         let out = SlotView { slot: logits, start: 0, width: spec.vocab };
         self.step("head".to_owned(), Op::Linear { x: last, weight: head, bias: None, out });
         self.program.logits = logits;
+    }
+
+    /// Lets activations be rounded coarsely before these. Before gates and what they let pass that costs the trained
+    /// models of the tests at most 0.00002 nats a token, before `q`, `k` and `v` or before `down` 0.00017.
+    fn round_coarsely(&mut self, projections: &[Projection]) {
+        for projection in projections {
+            self.program.weights[projection.weight.index()].rounding = Rounding::Coarse;
+        }
     }
 
     /// Projects `x` into the columns of `slot`, one linear after another.

@@ -39,7 +39,7 @@ fn layout(spec: &ModelSpec, fused: bool) -> Layout {
     let mut decls = Vec::new();
     let mut add = |label: &str, shape| {
         let format = Format::Dense(FloatType::F32);
-        decls.push(WeightDecl { label: format!("{label} {}", decls.len()), shape, format });
+        decls.push(WeightDecl::new(format!("{label} {}", decls.len()), shape, format));
         WeightId(decls.len() as u32 - 1)
     };
     let embed = add("embed", [11, 12]);
@@ -143,7 +143,7 @@ fn head_norms_come_before_the_rotation() {
     spec.layers[0].attn.qk_norm_eps = Some(1e-3);
     let mut layout = layout(&spec, true);
     let format = Format::Dense(FloatType::F32);
-    let norm = |label: &str| WeightDecl { label: label.to_owned(), shape: [1, 4], format };
+    let norm = |label| WeightDecl::new(label, [1, 4], format);
     layout.decls.extend([norm("q norm"), norm("k norm")]);
     let last = layout.decls.len() as u32 - 1;
     layout.layers[0].qk_norms = Some([WeightId(last - 1), WeightId(last)]);
@@ -167,8 +167,7 @@ fn sub_norms_come_before_the_output_projections() {
     spec.layers[0].mlp.down_norm_eps = Some(1e-4);
     let mut layout = layout(&spec, true);
     let format = Format::Dense(FloatType::F32);
-    let norm =
-        |label: &str, width| WeightDecl { label: label.to_owned(), shape: [1, width], format };
+    let norm = |label, width| WeightDecl::new(label, [1, width], format);
     layout.decls.extend([norm("out norm", 16), norm("down norm", 20)]);
     let last = layout.decls.len() as u32 - 1;
     layout.layers[0].out_norm = Some(WeightId(last - 1));

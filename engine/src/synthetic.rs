@@ -6,7 +6,9 @@
 
 use crate::lower::{LayerWeights, Layout, Projection, lower};
 use crate::spec::{LayerSpec, ModelSpec};
-use kernels::program::{Op, Program, Rows, SlotDecl, SlotId, SlotView, Step, WeightDecl, WeightId};
+use kernels::program::{
+    Op, Program, Rounding, Rows, SlotDecl, SlotId, SlotView, Step, WeightDecl, WeightId,
+};
 use kernels::{Error, WeightSource};
 use quant::{Dense, FloatType, Format, Grouped, GroupedParts, GroupedShape, Weight};
 use std::ops::Range;
@@ -71,7 +73,7 @@ struct Declarations(Vec<WeightDecl>);
 impl Declarations {
     fn add(&mut self, label: &str, shape: [usize; 2], format: Format) -> WeightId {
         let format = fitted(format, shape[1]);
-        self.0.push(WeightDecl { label: label.to_owned(), shape, format });
+        self.0.push(WeightDecl::new(label, shape, format));
         WeightId(self.0.len() as u32 - 1)
     }
 
@@ -120,13 +122,14 @@ fn fitted(format: Format, k: usize) -> Format {
 
 /// A program of `copies` linears `[n, k]` that all read the same input, and nothing else of
 /// weight: enough copies leave every cache, so that each step reads all of them from memory.
-pub fn linears(format: Format, [n, k]: [usize; 2], copies: usize) -> Program {
+pub fn linears(format: Format, [n, k]: [usize; 2], rounding: Rounding, copies: usize) -> Program {
     let mut weights = Declarations::default();
     let table = weights.add("table", [2, k], EMBEDDING);
     let [x, y, out] = [0, 1, 2].map(SlotId);
     let mut ops = vec![Op::Embed { table, out: x }];
     for i in 0..copies {
         let weight = weights.add(&format!("linear.{i}"), [n, k], format);
+        weights.0[weight.index()].rounding = rounding;
         let out = SlotView { slot: y, start: 0, width: n };
         ops.push(Op::Linear { x, weight, bias: None, out });
     }

@@ -83,7 +83,7 @@ fn made_up_models_run_and_stay_finite() {
 fn every_float_type_is_of_the_promised_size() {
     for float in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
         let format = Format::Dense(float);
-        let decl = |label: &str, shape| WeightDecl { label: label.to_owned(), shape, format };
+        let decl = |label, shape| WeightDecl::new(label, shape, format);
         let decls = [decl("w", [3, 5]), decl("a.norm", [1, 7]), decl("a.bias", [1, 7])];
         let source = MadeUp::new(&decls);
         let values = |i: usize| match source.load(WeightId(i as u32), 0..decls[i].shape[0]).unwrap()
@@ -100,7 +100,7 @@ fn every_float_type_is_of_the_promised_size() {
 
 #[test]
 fn linears_are_copies_of_one_shape() {
-    let program = linears(w4(32), [48, 64], 3);
+    let program = linears(w4(32), [48, 64], Rounding::Fine, 3);
     kernels::validate::program(&program).unwrap();
     let table = EMBEDDING.bytes([1, 64]);
     assert_eq!(program.bytes_per_token(), 3 * w4(32).bytes([48, 64]) + table);
@@ -110,7 +110,7 @@ fn linears_are_copies_of_one_shape() {
 fn act_order_is_made_where_it_is_declared() {
     for act_order in [false, true] {
         let format = Format::Grouped { bits: Bits::Four, group: 32, act_order };
-        let decls = [WeightDecl { label: "w".to_owned(), shape: [2, 64], format }];
+        let decls = [WeightDecl::new("w", [2, 64], format)];
         let Weight::Grouped(made) = MadeUp::new(&decls).load(WeightId(0), 0..2).unwrap().clone()
         else {
             panic!("declared grouped");

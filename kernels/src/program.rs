@@ -72,6 +72,38 @@ pub struct WeightDecl {
     pub shape: [usize; 2],
     /// The format it will be delivered in.
     pub format: Format,
+    /// How finely a device may round what a quantized matrix is multiplied with.
+    pub rounding: Rounding,
+}
+
+impl WeightDecl {
+    /// A weight with fine rounding.
+    pub fn new(label: impl Into<String>, shape: [usize; 2], format: Format) -> Self {
+        Self { label: label.into(), shape, format, rounding: Rounding::Fine }
+    }
+}
+
+/// How finely activations are rounded where a device multiplies them as int8: so many columns of a weight
+/// group, at most, share a scale.
+///
+/// Twice as many columns take a tenth off a linear over eight rows and a fifth over many (Intel AMX). What that
+/// costs in text depends on where in a model the linear stands (`tests/it/kl.rs` measures it).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rounding {
+    /// 64 columns: anywhere.
+    Fine,
+    /// 128 columns.
+    Coarse,
+}
+
+impl Rounding {
+    /// Most columns that share a scale.
+    pub const fn columns(self) -> usize {
+        match self {
+            Self::Fine => 64,
+            Self::Coarse => 128,
+        }
+    }
 }
 
 /// A matrix of activations, f32.

@@ -116,7 +116,7 @@ mod tests {
     const ACT_ORDER: Format = Format::Grouped { bits: Bits::Four, group: 4, act_order: true };
 
     fn declared(format: Format) -> Program {
-        let decl = WeightDecl { label: "w".to_owned(), shape: [2, 8], format };
+        let decl = WeightDecl::new("w", [2, 8], format);
         Program {
             weights: vec![decl],
             slots: vec![],

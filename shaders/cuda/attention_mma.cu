@@ -488,11 +488,11 @@ FT_DEVICE void join_parts(const Attention& a, const Tile& tile, int start, int e
 template <int WIDTH>
 FT_DEVICE void quantize_tile(const Attention& a, const Tile& tile, const Quantized& to) {
     __syncthreads();
-    int each = WIDTH / to.block, count = tile.rows * each;
-    for (int first = 0; first < count; first += 2 * WARPS) {
-        int i = smaller(first + threadIdx.x / 16, count - 1), row = i / each;
+    int each = WIDTH / to.block, count = tile.rows * each, mine = blocks_of(to, threadIdx.x);
+    for (int first = 0; first < count; first += blocks_of(to, 32 * WARPS)) {
+        int i = smaller(first + mine, count - 1), row = i / each;
         int token = tile.token + row / tile.shared, block = (tile.head + row % tile.shared) * each + i % each;
-        quantize_block(to, a.out + (u64)token * a.q_heads * WIDTH, token, block, first + (int)threadIdx.x / 16 < count);
+        quantize_block(to, a.out + (u64)token * a.q_heads * WIDTH, token, block, first + mine < count);
     }
 }
 

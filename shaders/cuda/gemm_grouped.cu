@@ -12,7 +12,9 @@
 //   bytes  weights once for each 64 rows, activations once for each 256 weights
 //   counts for 8192 bytes of 4-bit codes (256 weights, 64 columns) and 64 rows: 8 warps issue about 365
 //          instructions each (26 open codes, 8 tiles of tokens at 3 loads and twice two tensor instructions
-//          and four sums of four instructions), 730 clocks: 11 bytes a clock
+//          and four sums of four instructions), 730 clocks: 11 bytes a clock. In blocks of 128 columns they issue
+//          about 430 for twice the bytes (52 open codes, 4 loads and twice four tensor instructions a tile of
+//          tokens, and as many sums), 860 clocks: 19 bytes a clock
 //
 // Reference: quant::reference::matmul; a test holds it to the bits of linear_grouped.cu.
 
@@ -30,6 +32,11 @@ struct Stage {
     u8 zeros[8 * TILES][TILE];
 };
 
+// The piece of a token's quads that lies first in a stage. Rows of two pieces take turns: else two tokens that
+// lanes read at once would have the same banks.
+template <int HALVES>
+FT_DEVICE int first_piece(int token) { return pieces<HALVES>() == 2 ? token % 2 : 0; }
+
 // The block of columns to ask for next, and its group.
 struct Next {
     int block, group, in_group;
@@ -41,11 +48,15 @@ template <int HALVES>
 FT_DEVICE void ask(const Grouped& job, Stage<HALVES>* stages, Next& next, int row, int rows) {
     if (next.block < job.blocks) {
         Stage<HALVES>* stage = stages + next.block % STAGES;
-        // 16 bytes a thread: TOKENS * 2 HALVES of them.
-        int token = threadIdx.x / (2 * HALVES), part = threadIdx.x % (2 * HALVES);
-        if (token < TOKENS) {
-            u64 at = ((u64)min(row + token, rows - 1) * job.blocks + next.block) * (8 * HALVES) + 4 * part;
-            copy_async16(stage->quads + token * 8 * HALVES + 4 * part, job.quads + at);
+        // 16 bytes a thread, a second time where a block is wide: TOKENS * 2 HALVES of them.
+#pragma unroll
+        for (int turn = 0; turn < (HALVES + 1) / 2; turn++) {
+            int token = threadIdx.x / (2 * HALVES) + turn * TOKENS / 2, part = threadIdx.x % (2 * HALVES);
+            if (token < TOKENS) {
+                u64 at = ((u64)min(row + token, rows - 1) * job.blocks + next.block) * (8 * HALVES) + 4 * part;
+                u32* to = stage->quads + token * 8 * HALVES + 4 * (part ^ 4 * first_piece<HALVES>(token));
+                copy_async16(to, job.quads + at);
+            }
         }
         if (threadIdx.x < TOKENS) {
             u64 from = min(row + (int)threadIdx.x, rows - 1);
@@ -111,13 +122,7 @@ FT_DEVICE void multiply(const u32 words[TILES][BITS / 2 * HALVES], const Stage<H
 #pragma unroll
     for (int part = 0; part < TOKENS / 8; part++) {
         u32 b[2 * HALVES];
-        const u32* from = stage.quads + (8 * part + g) * 8 * HALVES + t * 2 * HALVES;
-#pragma unroll
-        for (int i = 0; i < HALVES; i++) {
-            uint2 v = *((const uint2*)from + i);
-            b[2 * i] = v.x;
-            b[2 * i + 1] = v.y;
-        }
+        load_quads<HALVES>(b, stage.quads + (8 * part + g) * 8 * HALVES, first_piece<HALVES>(g));
         const BlockScale* tokens = stage.tokens + 8 * part + 2 * t;
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
@@ -167,15 +172,15 @@ template <int BITS, int HALVES>
 FT_DEVICE void gemm(const u32* counts, const Grouped& job) {
     const int WORDS = BITS / 2 * HALVES;
     FT_SHARED(Stage<HALVES>, stages);
-    int tiles = (job.n + TILE - 1) / TILE, lane = threadIdx.x % 32;
+    int tiles = (job.n + TILE - 1) / TILE;
     int first_tile = (blockIdx.x * 8 + threadIdx.x / 32) * TILES;
     // Warps beyond the last tile do the last one again and store nothing.
     const u32* codes[TILES];
     u32 words[TILES][WORDS], next_words[TILES][WORDS];
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
-        codes[tile] = job.codes + ((u64)min(first_tile + tile, tiles - 1) * job.blocks * 32 + lane) * WORDS;
-        load_codes<WORDS>(words[tile], codes[tile]);
+        codes[tile] = job.codes + (u64)min(first_tile + tile, tiles - 1) * job.blocks * 32 * WORDS;
+        load_codes<BITS, HALVES>(words[tile], codes[tile]);
     }
     await_launches();
     int rows = counts[0], row = blockIdx.y * TOKENS;
@@ -193,7 +198,7 @@ FT_DEVICE void gemm(const u32* counts, const Grouped& job) {
         ask(job, stages, next, row, rows);
         int after = min(block + 1, job.blocks - 1);
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++) load_codes<WORDS>(next_words[tile], codes[tile] + (u64)after * 32 * WORDS);
+        for (int tile = 0; tile < TILES; tile++) load_codes<BITS, HALVES>(next_words[tile], codes[tile] + (u64)after * 32 * WORDS);
         multiply<BITS, HALVES>(words, stages[block % STAGES], job.scale_bytes, sums);
 #pragma unroll
         for (int i = 0; i < TILES * WORDS; i++) words[i / WORDS][i % WORDS] = next_words[i / WORDS][i % WORDS];
@@ -206,7 +211,9 @@ FT_DEVICE void gemm(const u32* counts, const Grouped& job) {
 }
 
 // `counts` is the step's count of these rows; shared memory: STAGES stages. grid (n / 256, rows / 64)
+FT_KERNEL(256) gemm_w4_s128(GROUPED_PARAMETERS) { gemm<4, 4>(counts, GROUPED_JOB); }
 FT_KERNEL(256) gemm_w4_s64(GROUPED_PARAMETERS) { gemm<4, 2>(counts, GROUPED_JOB); }
 FT_KERNEL(256) gemm_w4_s32(GROUPED_PARAMETERS) { gemm<4, 1>(counts, GROUPED_JOB); }
+FT_KERNEL(256) gemm_w8_s128(GROUPED_PARAMETERS) { gemm<8, 4>(counts, GROUPED_JOB); }
 FT_KERNEL(256) gemm_w8_s64(GROUPED_PARAMETERS) { gemm<8, 2>(counts, GROUPED_JOB); }
 FT_KERNEL(256) gemm_w8_s32(GROUPED_PARAMETERS) { gemm<8, 1>(counts, GROUPED_JOB); }

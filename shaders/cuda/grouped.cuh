@@ -6,7 +6,8 @@
 //            8-bit  words 2 j and 2 j + 1: the same columns of row g, then of row g + 8
 //          so one load brings what two tensor instructions multiply, and opening it takes one `and`
 //          and one shift for four codes. Which column meets which place of the instruction does not
-//          matter, as long as both operands agree: sums of a block are exact.
+//          matter, as long as both operands agree: sums of a block are exact. A block of stride 128 lies
+//          as two of stride 64, so that lanes side by side load what lies side by side.
 //   scales [tiles, groups, 16] f16 where that changes none of a matrix (two `scale_bytes`), else f32
 //   zeros  [tiles, groups, 16] u8; null where all of a matrix are `zero`
 //   quads  [rows, blocks, stride / 4]: four int8 activations in an u32, first in the lowest byte
@@ -25,7 +26,7 @@ struct BlockScale {
     int sum;
 };
 
-// Where a row's activations go: `blocks` blocks of `block` columns, each stored as `stride` (32 or 64),
+// Where a row's activations go: `blocks` blocks of `block` columns, each stored as `stride` (32, 64 or 128),
 // zeros behind its own. `source` names the column of each stored one where columns are permuted or
 // padded (PADDING: a zero), null that they are in order.
 struct Quantized {
@@ -85,21 +86,48 @@ FT_DEVICE float scale_at(const u8* scale, int bytes) { return bytes == 2 ? f16_t
 
 FT_DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 
-// WORDS u32 of one lane, in loads of at most 16 bytes.
-template <int WORDS>
-FT_DEVICE void load_codes(u32* words, const u32* from) {
+// Blocks are of 32 HALVES columns, a half being what one tensor instruction multiplies: their stride. PIECES of
+// them, of at most two halves, lie one behind the other.
+template <int HALVES>
+FT_DEVICE constexpr int pieces() { return HALVES == 4 ? 2 : 1; }
+
+// One lane's codes of a block, BITS / 2 * HALVES words, in loads of at most 16 bytes; `block` is the block's first.
+template <int BITS, int HALVES>
+FT_DEVICE void load_codes(u32* words, const u32* block) {
+    constexpr int PIECES = pieces<HALVES>(), WORDS = BITS / 2 * HALVES / PIECES;
+    const u32* from = block + threadIdx.x % 32 * WORDS;
     if constexpr (WORDS == 2) {
         uint2 v = load_once((const uint2*)from);
         words[0] = v.x;
         words[1] = v.y;
     } else {
 #pragma unroll
-        for (int i = 0; i < WORDS / 4; i++) {
-            uint4 v = load_once((const uint4*)from + i);
-            words[4 * i] = v.x;
-            words[4 * i + 1] = v.y;
-            words[4 * i + 2] = v.z;
-            words[4 * i + 3] = v.w;
+        for (int i = 0; i < PIECES * WORDS; i += 4) {
+            uint4 v = load_once((const uint4*)(from + i / WORDS * 32 * WORDS + i % WORDS));
+            words[i] = v.x;
+            words[i + 1] = v.y;
+            words[i + 2] = v.z;
+            words[i + 3] = v.w;
+        }
+    }
+}
+
+// The 2 HALVES quads of a lane of a block, which begins at `block` with its piece `first`.
+template <int HALVES>
+FT_DEVICE void load_quads(u32* b, const u32* block, int first) {
+    int t = threadIdx.x % 4;
+    if constexpr (HALVES == 1) {
+        uint2 v = *((const uint2*)block + t);
+        b[0] = v.x;
+        b[1] = v.y;
+    } else {
+#pragma unroll
+        for (int i = 0; i < pieces<HALVES>(); i++) {
+            uint4 v = *((const uint4*)block + 4 * (i ^ first) + t);
+            b[4 * i] = v.x;
+            b[4 * i + 1] = v.y;
+            b[4 * i + 2] = v.z;
+            b[4 * i + 3] = v.w;
         }
     }
 }
@@ -121,7 +149,7 @@ FT_DEVICE void open_codes(u32* a, const u32* words, int half) {
 }
 
 // What tensor instructions add their exact sums to: as a float 1.5 * 2^23, from where on integers of up to
-// 2^22 in size are the float's last digits. A block's sums are below 64 * 127 * 255 in size, so that a
+// 2^22 in size are the float's last digits. A block's sums are at most 128 * 127 * 255 = 4145280 in size, so that a
 // subtraction converts them exactly, at four times the rate of the instruction for it.
 #define DOT_START 0x4b400000
 
@@ -136,12 +164,18 @@ FT_DEVICE float add_block(float sum, float scale, int zero, BlockScale block, in
 #define TINY 1e-35f
 #define PADDING 0xffffffffu
 
-// Quantizes COUNT blocks of a row at once, sixteen lanes each: scale = max|x| / 127, q = round(x / scale) with
-// halves to even. A row is what gives its columns by []. Lanes of a half warp come together; those that are
-// not to store still take part.
+// Whether all lanes of a warp quantize a block, a quad each: one of more than 64 columns. Others take sixteen.
+FT_DEVICE bool is_wide(const Quantized& to) { return to.stride > 64; }
+
+// Blocks that so many threads quantize at once: of the threads before one, the place of its own.
+FT_DEVICE int blocks_of(const Quantized& to, u32 threads) { return is_wide(to) ? threads / 32 : threads / 16; }
+
+// Quantizes COUNT blocks of a row at once: scale = max|x| / 127, q = round(x / scale) with halves to even. A row
+// is what gives its columns by []. Lanes of a block come together; those that are not to store still take part.
 template <int COUNT, class Row>
 FT_DEVICE void quantize_some(const Quantized& to, const Row& x_row, int row, const int* blocks, const bool* stores) {
-    int quad = threadIdx.x % 16;
+    bool wide = is_wide(to);
+    int quad = wide ? threadIdx.x % 32 : threadIdx.x % 16;
     float values[COUNT][4];
     u32 most[COUNT];
 #pragma unroll
@@ -157,7 +191,9 @@ FT_DEVICE void quantize_some(const Quantized& to, const Row& x_row, int row, con
             most[k] = max(most[k], __float_as_uint(values[k][i]) & 0x7fffffffu);
         }
     }
-    for (int mask = 8; mask > 0; mask >>= 1) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask >>= 1) {
+        if (mask == 16 && !wide) continue;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) most[k] = max(most[k], (u32)shuffle_xor((int)most[k], mask));
     }
@@ -181,7 +217,9 @@ FT_DEVICE void quantize_some(const Quantized& to, const Row& x_row, int row, con
         float scale = inverse == 0.0f ? 0.0f : __fdiv_rn(max_value, 127.0f);
         scales[k] = finite ? scale : __uint_as_float(0x7fc00000u);
     }
-    for (int mask = 8; mask > 0; mask >>= 1) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask >>= 1) {
+        if (mask == 16 && !wide) continue;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) sums[k] += shuffle_xor(sums[k], mask);
     }
@@ -198,15 +236,16 @@ FT_DEVICE void quantize_block(const Quantized& to, const Row& x_row, int row, in
     quantize_some<1>(to, x_row, row, &block, &stores);
 }
 
-// Quantizes blocks `first .. end` of a row by a thread block of 256, 16 COUNT at once.
+// Quantizes blocks `first .. end` of a row by a thread block of 256, COUNT times `blocks_of` them at once.
 template <int COUNT, class Row>
 FT_DEVICE void quantize_blocks(const Quantized& to, const Row& x_row, int row, int first, int end) {
-    for (int start = first; start < end; start += 16 * COUNT) {
+    int each = blocks_of(to, 256), mine = blocks_of(to, threadIdx.x);
+    for (int start = first; start < end; start += COUNT * each) {
         int blocks[COUNT];
         bool stores[COUNT];
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            int block = start + 16 * k + threadIdx.x / 16;
+            int block = start + k * each + mine;
             blocks[k] = min(block, end - 1);
             stores[k] = block < end;
         }
@@ -220,8 +259,8 @@ FT_DEVICE void quantize_blocks(const Quantized& to, const Row& x_row, int row, i
 
 // Quantizes block `block` of rows `row .. end` of a matrix of `width` columns by a thread block of 256.
 FT_DEVICE void quantize_rows(const Quantized& to, const float* x, int width, int block, int row, int end) {
-    for (; row < end; row += 16) {
-        int mine = row + threadIdx.x / 16, from = min(mine, end - 1);
+    for (int each = blocks_of(to, 256); row < end; row += each) {
+        int mine = row + blocks_of(to, threadIdx.x), from = min(mine, end - 1);
         quantize_block(to, x + (u64)from * width, from, block, mine < end);
     }
 }

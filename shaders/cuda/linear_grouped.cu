@@ -35,6 +35,15 @@
 // an RTX 4090 (6): bound by bandwidth up to 8 rows on the former and 32 on the latter; 64 rows take 1.6
 // times as long there and 5 times on an H200. gemm_grouped.cu takes 730 clocks for 8192 bytes and 64 rows
 // (45 for 512) but has a block for 256 rows of weights only: kernels/src/cuda/plan/linear.rs weighs.
+//
+// Blocks of 128 columns have half as many exact sums, scales and scalings. The same counts, for half of one:
+//   issue  13 + 4.5 T to multiply (a load more and half of the stores for four tensor instructions); to add 1 a
+//          warp and 3 for 32 outputs
+//   L1     5 + 10 T lines: of a tile of tokens 4 in, 2 exact sums out and in, 2 scales
+//   rows              1     8    16    32    64
+//   issue, clocks     5     8    14    22    38
+//   L1, clocks        8    15    25    45    85
+// Bound by bandwidth up to 16 rows on an H200 and 64 on an RTX 4090.
 
 #define WARPS 8
 
@@ -62,13 +71,14 @@ struct Panel {
 FT_DEVICE int place(int weight_row, int token) { return weight_row * 8 + (token ^ (weight_row / 4 * 2)); }
 
 // Codes of this warp's blocks of the panel from `first` on.
-template <int STEPS, int WORDS>
-FT_DEVICE void load_panel(u32 words[STEPS][WORDS], const Grouped& job, int first) {
+template <int BITS, int HALVES, int STEPS>
+FT_DEVICE void load_panel(u32 words[STEPS][BITS / 2 * HALVES], const Grouped& job, int first) {
+    const int WORDS = BITS / 2 * HALVES;
     int block = first + threadIdx.x / 32;
-    const u32* from = job.codes + (((u64)blockIdx.x * job.blocks + block) * 32 + threadIdx.x % 32) * WORDS;
+    const u32* from = job.codes + ((u64)blockIdx.x * job.blocks + block) * 32 * WORDS;
 #pragma unroll
     for (int i = 0; i < STEPS; i++) {
-        if (block + i * WARPS < job.blocks) load_codes<WORDS>(words[i], from + i * WARPS * 32 * WORDS);
+        if (block + i * WARPS < job.blocks) load_codes<BITS, HALVES>(words[i], from + i * WARPS * 32 * WORDS);
     }
 }
 
@@ -104,50 +114,39 @@ FT_DEVICE void ask_tokens(Panel<COUNT, TILES>* panel, const Grouped& job, int fi
     copy_async_commit();
 }
 
-// 2 HALVES quads of one lane.
-template <int HALVES>
-FT_DEVICE void load_quads(u32* b, const u32* from) {
-    if constexpr (HALVES == 1) {
-        uint2 v = *(const uint2*)from;
-        b[0] = v.x;
-        b[1] = v.y;
-    } else {
-        uint4 v = *(const uint4*)from;
-        b[0] = v.x;
-        b[1] = v.y;
-        b[2] = v.z;
-        b[3] = v.w;
-    }
-}
-
 // Exact sums of COUNT of this warp's blocks of columns from `first` on, `words` their codes: a tile of
 // weights times 8 TILES tokens from `row` on. Tokens beyond the last are the last one again, blocks beyond
 // the last whatever stands behind them, and nobody's: so there is no branch, and all activations are asked
-// for before the first is used.
+// for before the first is used, or half of them where registers have no room for all.
 template <int BITS, int HALVES, int TILES, int COUNT>
 FT_DEVICE void dot_blocks(const Grouped& job, const u32 words[COUNT][BITS / 2 * HALVES], int first, int row, int rows, int* dots) {
+    // 32 registers a block of columns.
+    constexpr int ASKED = min_of(TILES, 16 / HALVES);
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    u32 b[COUNT][TILES][2 * HALVES];
+#pragma unroll 1
+    for (int start = 0; start < TILES; start += ASKED) {
+        u32 b[COUNT][ASKED][2 * HALVES];
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-        u64 token = min(row + tile * 8 + g, rows - 1);
-        const u32* from = job.quads + (token * job.blocks + first) * (8 * HALVES) + t * 2 * HALVES;
+        for (int tile = 0; tile < ASKED; tile++) {
+            u64 token = min(row + (start + tile) * 8 + g, rows - 1);
+            const u32* from = job.quads + (token * job.blocks + first) * (8 * HALVES);
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) load_quads<HALVES>(b[i][tile], from + i * WARPS * 8 * HALVES);
-    }
+            for (int i = 0; i < COUNT; i++) load_quads<HALVES>(b[i][tile], from + i * WARPS * 8 * HALVES, 0);
+        }
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        u32 a[HALVES][4];
+        for (int i = 0; i < COUNT; i++) {
+            u32 a[HALVES][4];
 #pragma unroll
-        for (int half = 0; half < HALVES; half++) open_codes<BITS>(a[half], words[i], half);
+            for (int half = 0; half < HALVES; half++) open_codes<BITS>(a[half], words[i], half);
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-            int c[4] = {DOT_START, DOT_START, DOT_START, DOT_START};
+            for (int tile = 0; tile < ASKED; tile++) {
+                int c[4] = {DOT_START, DOT_START, DOT_START, DOT_START};
 #pragma unroll
-            for (int half = 0; half < HALVES; half++) mma_u8i8(c, a[half], b[i][tile] + 2 * half);
-            int* to = dots + (i * WARPS * TILES + tile) * TILE * 8;
-            *(int2*)(to + place(g, 2 * t)) = make_int2(c[0], c[1]);
-            *(int2*)(to + place(g + 8, 2 * t)) = make_int2(c[2], c[3]);
+                for (int half = 0; half < HALVES; half++) mma_u8i8(c, a[half], b[i][tile] + 2 * half);
+                int* to = dots + (i * WARPS * TILES + start + tile) * TILE * 8;
+                *(int2*)(to + place(g, 2 * t)) = make_int2(c[0], c[1]);
+                *(int2*)(to + place(g + 8, 2 * t)) = make_int2(c[2], c[3]);
+            }
         }
     }
 }
@@ -223,7 +222,7 @@ FT_DEVICE void linear(const u32* counts, const Grouped& job) {
     using Shared = Panel<COUNT, TILES>;
     FT_SHARED(Shared, panel);
     u32 words[STEPS][WORDS];
-    load_panel<STEPS, WORDS>(words, job, 0);
+    load_panel<BITS, HALVES, STEPS>(words, job, 0);
     ask_scales(panel, job, 0, 0);
     fill_zeros(panel, job);
     await_launches();
@@ -244,7 +243,7 @@ FT_DEVICE void linear(const u32* counts, const Grouped& job) {
             dot_blocks<BITS, HALVES, TILES, AT_ONCE>(job, words + i, first + b, row, rows, panel->dots + b * TILES * TILE * 8);
         }
         first += COUNT;
-        load_panel<STEPS, WORDS>(words, job, first);
+        load_panel<BITS, HALVES, STEPS>(words, job, first);
         copy_async_wait<0>();
         // All exact sums, scales and zero points are there.
         __syncthreads();
@@ -270,14 +269,18 @@ FT_DEVICE void linear(const u32* counts, const Grouped& job) {
     quantize_rows(job.next, job.out, job.out_width, block, row, end);
 }
 
-#define LINEAR(format, bits, halves)                                                                              \
+// `m32` is how many blocks of the kernel for up to 32 rows fit into a multiprocessor: two where a lane has so many
+// quads and words of a block that the registers for three would not do.
+#define LINEAR(format, bits, halves, m32)                                                                         \
     FT_KERNEL(256, 3) linear_##format##_m8(GROUPED_PARAMETERS) { linear<bits, halves, 1>(counts, GROUPED_JOB); }     \
     FT_KERNEL(256, 3) linear_##format##_m16(GROUPED_PARAMETERS) { linear<bits, halves, 2>(counts, GROUPED_JOB); }    \
-    FT_KERNEL(256, 3) linear_##format##_m32(GROUPED_PARAMETERS) { linear<bits, halves, 4>(counts, GROUPED_JOB); }    \
+    FT_KERNEL(256, m32) linear_##format##_m32(GROUPED_PARAMETERS) { linear<bits, halves, 4>(counts, GROUPED_JOB); }  \
     FT_KERNEL(256, 2) linear_##format##_m64(GROUPED_PARAMETERS) { linear<bits, halves, 8>(counts, GROUPED_JOB); }
 
 // `counts` is the step's count of these rows; shared memory: a Panel. grid (n / 16, rows / (8 TILES))
-LINEAR(w4_s64, 4, 2)
-LINEAR(w4_s32, 4, 1)
-LINEAR(w8_s64, 8, 2)
-LINEAR(w8_s32, 8, 1)
+LINEAR(w4_s128, 4, 4, 2)
+LINEAR(w4_s64, 4, 2, 3)
+LINEAR(w4_s32, 4, 1, 3)
+LINEAR(w8_s128, 8, 4, 2)
+LINEAR(w8_s64, 8, 2, 3)
+LINEAR(w8_s32, 8, 1, 3)

@@ -11,7 +11,7 @@
 
 // Loads of a thread that are under way together.
 #define NORM_BATCH 8
-// Blocks of columns that a half warp quantizes at once.
+// Blocks of columns that a lane has a quad of at once.
 #define NORM_BLOCKS 4
 
 // The sum over a warp, the same bits in all lanes.

@@ -21,26 +21,25 @@ const ARCHS: [Arch; 7] = [
     Arch::new(120),
 ];
 /// Kernels that may have bytes of memory a thread beside registers, with the architecture and how many.
-const SPILLS: [(&str, u32, u32); 7] = [
+const SPILLS: [(&str, u32, u32); 4] = [
     // A pair of registers beside 128, with which two blocks fit into a multiprocessor.
     ("linear_w4_s64_m64", 120, 8),
     // NVRTC 12.9 alone.
-    ("linear_w4_s64_m16", 100, 8),
-    ("gemm_w4_s64", 120, 8),
-    ("gemm_w8_s64", 100, 8),
-    ("gemm_w8_s64", 120, 8),
+    ("gemm_w8_s32", 120, 8),
     // NVRTC 12.9 keeps the digits of 2 / pi in memory, with which angles beyond 105615 are reduced.
     ("rope", 90, 32),
     ("heads", 90, 32),
 ];
 /// How kernels' names begin, the oldest architecture, and an instruction that such kernels must have.
-const INSTRUCTIONS: [(&str, u32, &str); 21] = [
+const INSTRUCTIONS: [(&str, u32, &str); 23] = [
     // int8 tensor instructions
     ("linear_w", 75, "IMMA"),
     ("gemm_w", 75, "IMMA"),
     // weights in loads of 16 bytes that leave the first-level cache alone
+    ("linear_w4_s128", 80, WEIGHTS),
     ("linear_w4_s64", 80, WEIGHTS),
     ("linear_w8", 80, WEIGHTS),
+    ("gemm_w4_s128", 80, WEIGHTS),
     ("gemm_w4_s64", 80, WEIGHTS),
     ("gemm_w8", 80, WEIGHTS),
     // copies to shared memory beside the arithmetic

@@ -295,7 +295,7 @@ impl Planner<'_> {
 
     fn declare_as(&mut self, label: String, shape: [usize; 2], modules: &[&Module]) -> WeightId {
         let id = WeightId(self.decls.len() as u32);
-        self.decls.push(WeightDecl { label, shape, format: common_format(modules) });
+        self.decls.push(WeightDecl::new(label, shape, common_format(modules)));
         self.recipes.push(Recipe(modules.iter().map(|m| m.part.clone()).collect()));
         id
     }

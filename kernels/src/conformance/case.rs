@@ -79,8 +79,8 @@ impl Builder {
 
     pub(super) fn weight(&mut self, weight: Weight<'static>) -> WeightId {
         let id = WeightId(self.case.weights.len() as u32);
-        let (label, shape, format) = (format!("w{}", id.0), weight.shape(), weight.format());
-        self.case.program.weights.push(WeightDecl { label, shape, format });
+        let decl = WeightDecl::new(format!("w{}", id.0), weight.shape(), weight.format());
+        self.case.program.weights.push(decl);
         self.case.weights.push(weight);
         id
     }

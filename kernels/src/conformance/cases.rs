@@ -3,7 +3,9 @@
 //! A name starts with its op's group and a colon; the groups are what the tests report on.
 
 use super::case::{Builder, Case, Grouping, dense};
-use crate::program::{Activation, Heads, Mask, Op, RopeDecl, RopeSpeeds, Rows, SlotId, SlotView};
+use crate::program::{
+    Activation, Heads, Mask, Op, RopeDecl, RopeSpeeds, Rounding, Rows, SlotId, SlotView,
+};
 use quant::{Bits, FloatType, Weight};
 
 /// Lengths of the sequences where the op looks at one row only.
@@ -14,7 +16,8 @@ const FLOATS: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16]
 /// Every case.
 pub(super) fn all() -> Vec<Case> {
     let groups = [embed(), gather(), norm(), float_linear(), grouped_linear(), fused_linear()];
-    let more = [head_norm(), rope(), attend(), activate()];
+    // More rows than any kernel takes at once.
+    let more = [coarse_linears(&[1, 7, 40, 90]), head_norm(), rope(), attend(), activate()];
     groups.into_iter().chain(more).flatten().collect()
 }
 
@@ -133,6 +136,34 @@ fn two_byte_linear(float: FloatType) -> Vec<Case> {
     let wide = case(if float == FloatType::F16 { [16400, 20] } else { [4100, 24] }, &[1, 17], 1.0);
     let rows = case([17, 72], &[1, 40, 90], 1.0);
     odd.into_iter().chain(sizes).chain([wide, rows]).collect()
+}
+
+/// Linears whose activation blocks are longer than most: of 128 columns, of 96 and of 112 with padding, of
+/// permuted columns, for sequences of these lengths.
+pub(super) fn coarse_linears(lens: &[usize]) -> Vec<Case> {
+    let case = |(i, (grouping, shape)): (usize, (Grouping, [usize; 2]))| {
+        let mut b = Builder::new(60 + i as u64, lens, 4);
+        let weight = grouping.weight(&mut b.rng, shape);
+        let name = format!("coarse linear w{}: {grouping} {shape:?}", grouping.bits.count());
+        let mut case = linear(name, weight, i % 2 == 0, Rows::Outputs, b);
+        case.program.weights.iter_mut().for_each(|weight| weight.rounding = Rounding::Coarse);
+        case
+    };
+    let groupings = [Bits::Four, Bits::Eight].into_iter().flat_map(|bits| {
+        let plain = |group| Grouping::plain(bits, group);
+        let wild = |group| Grouping { asymmetric: true, f16_scales: false, ..plain(group) };
+        [
+            (plain(128), [33, 640]),
+            (plain(128), [276, 2176]),
+            (wild(128), [72, 384]),
+            (Grouping { act_order: true, ..wild(128) }, [40, 384]),
+            (plain(384), [24, 384]),
+            (wild(192), [17, 576]),
+            (wild(300), [17, 300]),
+            (plain(64), [24, 192]),
+        ]
+    });
+    groupings.enumerate().map(case).collect()
 }
 
 fn grouped_linear() -> Vec<Case> {

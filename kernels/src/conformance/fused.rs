@@ -8,7 +8,7 @@ use super::cases::plain_speeds;
 use super::session::{Schedule, run, run_traced};
 use super::{Tested, cpus, cuda, decoder};
 use crate::program::{
-    Activation, Heads, Mask, Op, RopeDecl, RopeSpeeds, SlotId, SlotView, WeightId,
+    Activation, Heads, Mask, Op, RopeDecl, RopeSpeeds, Rounding, SlotId, SlotView, WeightId,
 };
 use emulator::Options;
 use quant::{Bits, FloatType, Weight};
@@ -63,6 +63,22 @@ fn linear(b: &mut Builder, x: SlotId, (weight, bias): (Weight<'static>, bool)) -
     slot
 }
 
+/// Gates `up` of `x`, what they let pass, and a linear over it, whose grouping is `down`. The slots of the
+/// gates and of the output.
+fn feed_forward(
+    b: &mut Builder,
+    x: SlotId,
+    (up, bias): (Weight<'static>, bool),
+    down: Grouping,
+) -> [SlotId; 2] {
+    let hidden = up.shape()[0] / 2;
+    let gates = linear(b, x, (up, bias));
+    let act = b.tokens_slot(hidden);
+    b.step(Op::Activate { kind: Activation::Silu, x: gates, out: act });
+    let weight = down.weight(&mut b.rng, [24, hidden]);
+    [gates, linear(b, act, (weight, false))]
+}
+
 /// A gated feed-forward block of `hidden` columns; `down` is the grouping of its second linear. What is
 /// observed is its output or, if `between`, its gates, which must then be there.
 fn gated(bits: Bits, hidden: usize, down: Grouping, between: bool) -> Case {
@@ -70,18 +86,46 @@ fn gated(bits: Bits, hidden: usize, down: Grouping, between: bool) -> Case {
     let x = b.input(192, 2.0);
     let up = Grouping { asymmetric: true, ..Grouping::plain(bits, 64) };
     let weight = up.weight(&mut b.rng, [2 * hidden, 192]);
-    let gates = linear(&mut b, x, (weight, hidden.is_multiple_of(3)));
-    let act = b.tokens_slot(hidden);
-    b.step(Op::Activate { kind: Activation::Silu, x: gates, out: act });
-    let weight = down.weight(&mut b.rng, [24, hidden]);
-    let out = linear(&mut b, act, (weight, false));
+    let [gates, out] = feed_forward(&mut b, x, (weight, hidden.is_multiple_of(3)), down);
     let name = format!("gated: {up} {hidden}, then {down}, gates read: {between}");
     b.observe(name, if between { gates } else { out })
 }
 
+/// A linear whose outputs are added to a stream, and a gated feed-forward block over its norm: rounding is
+/// coarse before the gates and, unless `all` is, fine everywhere else, as engines ask for it.
+fn coarsely_gated(bits: Bits, hidden: usize, down: Grouping, all: bool) -> Case {
+    const WIDTH: usize = 384;
+    let mut b = Builder::new(35, &[2, 9, 30], 4);
+    let (x, stream) = (b.input(96, 2.0), b.input(WIDTH, 1.0));
+    let weight = Grouping::plain(bits, 32).weight(&mut b.rng, [WIDTH, 96]);
+    let add = linear(&mut b, x, (weight, false));
+    let (weight, out) = (b.vector(WIDTH), b.tokens_slot(WIDTH));
+    b.step(Op::Norm { x: stream, add: Some(add), weight, eps: 1e-5, out });
+    let up = Grouping { asymmetric: true, ..Grouping::plain(bits, 128) };
+    let weight = up.weight(&mut b.rng, [2 * hidden, WIDTH]);
+    let [_, out] = feed_forward(&mut b, out, (weight, hidden.is_multiple_of(3)), down);
+    let name = format!("coarsely gated: {up} {hidden}, then {down}, all coarse: {all}");
+    coarse(b.observe(name, out), |[n, k]| all || [n, k] == [2 * hidden, WIDTH])
+}
+
+/// The case with coarse rounding for weights of some shapes.
+fn coarse(mut case: Case, shapes: impl Fn([usize; 2]) -> bool) -> Case {
+    let chosen = case.program.weights.iter_mut().filter(|weight| shapes(weight.shape));
+    chosen.for_each(|weight| weight.rounding = Rounding::Coarse);
+    case
+}
+
+/// What reads a norm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Reader {
+    Fine,
+    Coarse,
+    Floats,
+}
+
 /// A linear whose outputs, `width` columns, are added to a stream that is normed then, and what reads the
 /// norm: a quantized linear, or one of floats.
-fn added(bits: Bits, width: usize, floats: bool) -> Case {
+fn added(bits: Bits, width: usize, reader: Reader) -> Case {
     let mut b = Builder::new(33, &[2, 9], 4);
     let (x, stream) = (b.input(96, 2.0), b.input(width, 1.0));
     let weight = Grouping { asymmetric: true, ..Grouping::plain(bits, 32) };
@@ -89,13 +133,14 @@ fn added(bits: Bits, width: usize, floats: bool) -> Case {
     let add = linear(&mut b, x, (weight, bias));
     let (weight, out) = (b.vector(width), b.tokens_slot(width));
     b.step(Op::Norm { x: stream, add: Some(add), weight, eps: 1e-5, out });
-    let weight = if floats {
-        dense(&mut b.rng, FloatType::F16, [24, width])
-    } else {
-        Grouping::plain(bits, 64).weight(&mut b.rng, [24, width])
+    let weight = match reader {
+        Reader::Fine => Grouping::plain(bits, 64).weight(&mut b.rng, [24, width]),
+        Reader::Coarse => Grouping::plain(bits, 128).weight(&mut b.rng, [24, width]),
+        Reader::Floats => dense(&mut b.rng, FloatType::F16, [24, width]),
     };
     let last = linear(&mut b, out, (weight, false));
-    b.observe(format!("added: w{} {width}, read as floats: {floats}", bits.count()), last)
+    let name = format!("added: w{} {width}, read by {reader:?}", bits.count());
+    coarse(b.observe(name, last), |shape| reader == Reader::Coarse && shape == [24, width])
 }
 
 /// A gated feed-forward block whose second linear has floats, twice over the same slots.
@@ -134,10 +179,18 @@ pub(super) fn all() -> Vec<Case> {
         cases.push(gated(bits, 96, Grouping { act_order: true, ..plain(32) }, false));
         // Nothing may be joined.
         cases.push(gated(bits, 96, plain(32), true));
+        // Blocks of 128 columns before the gates; of 64, of 32 and of 40 with padding behind them.
+        cases.push(coarsely_gated(bits, 256, plain(128), false));
+        cases.push(coarsely_gated(bits, 96, plain(32), false));
+        cases.push(coarsely_gated(bits, 80, plain(40), false));
+        // Of 128 there too, on the way; of 96, not.
+        cases.push(coarsely_gated(bits, 256, plain(128), true));
+        cases.push(coarsely_gated(bits, 192, plain(192), true));
         // A few columns, and more than threads have at once.
-        cases.push(added(bits, 192, false));
-        cases.push(added(bits, 2368, false));
-        cases.push(added(bits, 192, true));
+        cases.push(added(bits, 192, Reader::Fine));
+        cases.push(added(bits, 2368, Reader::Fine));
+        cases.push(added(bits, 4224, Reader::Coarse));
+        cases.push(added(bits, 192, Reader::Floats));
     }
     cases.push(mixed());
     cases

@@ -3,7 +3,8 @@
 
 use super::case::Case;
 use super::session::{Rows, Schedule, run};
-use super::{Tested, cases, cpus, cuda, decoder, reference};
+use super::{Tested, bounds, cases, cpus, cuda, decoder, reference};
+use crate::cuda::CudaBackend;
 use emulator::Options;
 
 /// Bits, so that equal means equal even for NaN and zeros of either sign.
@@ -68,12 +69,39 @@ fn the_cpu_s_bits_depend_on_neither_threads_nor_instruction_set() {
 #[test]
 fn quantized_linears_have_the_cpu_s_bits_on_cuda() {
     let Some(cuda) = cuda(Options::default()) else { return };
-    let cpu = cpus().remove(0);
-    for case in cases::all().iter().filter(|case| case.name.starts_with("linear w")) {
+    let cpu = scalar();
+    for case in cases::all().iter().filter(|case| case.name.contains("linear w")) {
         let rows = run(cpu.backend.as_ref(), case, Schedule::Whole, false);
         for schedule in [Schedule::Whole, Schedule::Alone, Schedule::Mixed(6)] {
             let found = run(cuda.backend.as_ref(), case, schedule, false);
             same(&cuda, case, &rows, &found, &format!("from {} ({schedule:?})", cpu.name));
+        }
+    }
+}
+
+/// The simplest of the CPU's variants.
+fn scalar() -> Tested {
+    cpus().into_iter().find(|cpu| cpu.name.starts_with("cpu scalar")).expect("every machine has it")
+}
+
+/// One row and several, whole tiles and parts of them; 25 and more meet two kernels: that for many rows on a
+/// device of one multiprocessor, the others on one of very many.
+#[test]
+fn coarse_linears_have_the_cpu_s_bits_in_every_kernel() {
+    if cuda(Options::default()).is_none() {
+        return;
+    }
+    let cpu = scalar();
+    for rows in [1, 7, 8, 16, 25, 40, 90] {
+        for case in cases::coarse_linears(&[rows]) {
+            let right = run(cpu.backend.as_ref(), &case, Schedule::Whole, false);
+            for multiprocessors in [1, 1 << 20] {
+                let device = CudaBackend::emulated_on(multiprocessors, Options::default());
+                let name = format!("cuda of {multiprocessors}");
+                let tested = Tested { name, backend: Box::new(device), allowed: bounds::cuda };
+                let found = run(tested.backend.as_ref(), &case, Schedule::Whole, true);
+                same(&tested, &case, &right, &found, &format!("from {}: {rows} rows", cpu.name));
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use super::case::{Builder, Case, Grouping, dense};
 use super::gpu_tests::gpu;
 use super::session::{Schedule, run};
 use super::{Tested, cpus, cuda, reference};
-use crate::program::{Activation, Heads, Mask, Op, Rows, SlotId, SlotView};
+use crate::program::{Activation, Heads, Mask, Op, Rounding, Rows, SlotId, SlotView};
 use emulator::Options;
 use quant::{Bits, FloatType};
 
@@ -17,21 +17,30 @@ const HEAD: usize = 64;
 /// What computes the rows that the linear reads.
 #[derive(Debug, Clone, Copy)]
 enum Before {
-    Norm,
+    /// Of so many columns.
+    Norm(usize),
     Activate,
     /// Heads of so many columns.
     Attend(usize),
 }
 
-/// All of them; heads that tensor cores take, and others.
-const ALL: [Before; 4] =
-    [Before::Norm, Before::Activate, Before::Attend(HEAD), Before::Attend(3 * HEAD)];
+/// All of them; heads that tensor cores take, and others; heads that are whole blocks of 128 columns, and others.
+const ALL: [Before; 6] = [
+    Before::Norm(4 * HEAD),
+    Before::Activate,
+    Before::Attend(HEAD),
+    Before::Attend(2 * HEAD),
+    Before::Attend(3 * HEAD),
+    Before::Attend(4 * HEAD),
+];
 
 /// Weights of the linear.
 #[derive(Debug, Clone, Copy)]
 enum Weights {
     /// Quantized, so many columns a scale.
     Groups(usize),
+    /// The same with coarse rounding.
+    Coarse(usize),
     Floats(FloatType),
 }
 
@@ -39,12 +48,13 @@ enum Weights {
 fn case(before: Before, weights: Weights, apart: bool) -> Case {
     let mut b = Builder::new(21, &[19, 3, 30], 4);
     let mut x = match before {
-        Before::Norm => norm(&mut b),
+        Before::Norm(width) => norm(&mut b, width),
         Before::Activate => activate(&mut b),
         Before::Attend(head) => attend(&mut b, head),
     };
     let k = match before {
-        Before::Norm | Before::Activate => 4 * HEAD,
+        Before::Norm(width) => width,
+        Before::Activate => 4 * HEAD,
         Before::Attend(head) => 4 * head,
     };
     let mut rows = Rows::Tokens;
@@ -54,18 +64,24 @@ fn case(before: Before, weights: Weights, apart: bool) -> Case {
         (x, rows) = (copy, Rows::Outputs);
     }
     let weight = match weights {
-        Weights::Groups(group) => Grouping::plain(Bits::Four, group).weight(&mut b.rng, [24, k]),
+        Weights::Groups(group) | Weights::Coarse(group) => {
+            Grouping::plain(Bits::Four, group).weight(&mut b.rng, [24, k])
+        }
         Weights::Floats(float) => dense(&mut b.rng, float, [24, k]),
     };
     let (weight, slot) = (b.weight(weight), b.slot(rows, 24));
     b.step(Op::Linear { x, weight, bias: None, out: SlotView { slot, start: 0, width: 24 } });
     let name = format!("{before:?} before a linear of {weights:?}, apart: {apart}");
-    if apart { b.finish(name, slot) } else { b.observe(name, slot) }
+    let mut case = if apart { b.finish(name, slot) } else { b.observe(name, slot) };
+    if matches!(weights, Weights::Coarse(_)) {
+        case.program.weights[weight.index()].rounding = Rounding::Coarse;
+    }
+    case
 }
 
-fn norm(b: &mut Builder) -> SlotId {
-    let (x, add) = (b.input(4 * HEAD, 3.0), b.input(4 * HEAD, 1.0));
-    let (weight, out) = (b.vector(4 * HEAD), b.tokens_slot(4 * HEAD));
+fn norm(b: &mut Builder, width: usize) -> SlotId {
+    let (x, add) = (b.input(width, 3.0), b.input(width, 1.0));
+    let (weight, out) = (b.vector(width), b.tokens_slot(width));
     b.step(Op::Norm { x, add: Some(add), weight, eps: 1e-5, out });
     out
 }
@@ -87,14 +103,16 @@ fn attend(b: &mut Builder, width: usize) -> SlotId {
 
 /// Those with nothing between.
 pub(super) fn all() -> Vec<Case> {
-    let weights = [Weights::Groups(64), Weights::Floats(FloatType::F16)];
+    let weights = [Weights::Groups(64), Weights::Coarse(128), Weights::Floats(FloatType::F16)];
     weights.into_iter().flat_map(|w| ALL.map(|before| case(before, w, false))).collect()
 }
 
 fn check(tested: &Tested) {
-    for before in ALL {
+    // A norm of more blocks than any kernel quantizes in one go.
+    for before in ALL.into_iter().chain([Before::Norm(66 * HEAD)]) {
         let floats = [FloatType::F16, FloatType::Bf16].map(Weights::Floats);
-        for weights in [32, 64, 128].map(Weights::Groups).into_iter().chain(floats) {
+        let groups = [32, 64, 128].map(Weights::Groups).into_iter().chain([Weights::Coarse(128)]);
+        for weights in groups.chain(floats) {
             let joined = case(before, weights, false);
             for schedule in [Schedule::Whole, Schedule::Alone] {
                 let found = run(tested.backend.as_ref(), &joined, schedule, true);

@@ -5,29 +5,28 @@
 //!
 //! ```text
 //! four tiles of weights, side by side     sums [4, rows, 16] f32
-//!   round: a block of each of them        three rounds are under way at once, tile by tile:
+//!   round: a depth of each of them        three rounds are under way at once, tile by tile (a block of up
+//!                                         to 64 columns is one depth, a longer one two):
 //!     opened      this round's codes      panels [4, quads, 16 x 4] of int8
-//!     multiplied  the round before it     dots [4, rows, 16] i32 = activations x panel, one product
-//!     scaled      the round before that   sums += w_scale * a_scale * dots (vector unit)
+//!     multiplied  the round before it     dots [4, rows, 16] i32 += activations x panel, one product
+//!     scaled      the round before that   a block's sums += w_scale * a_scale * dots (vector unit)
 //! in    packed weights; activations `[blocks, rows, quads]`, all rows together
 //! out   columns of `[rows, n]` f32
 //! split tiles over threads; bytes: every code and scale once
 //! ```
 //! Rounds go on from one set of tiles to the next. Nothing in a round waits for what is done in it, so that
 //! vector unit, matrix unit and memory work at once. Emerald Rapids at 2.6 GHz: a line of codes takes 8 to 9
-//! cycles out of memory, out of a cache 7 with four rows, 9 with eight, 13 with sixteen. By
-//! count the multiplying port takes 3, 5 and 8 of those, and storing dots 2, however many rows. More rows: [`super::matmul`].
+//! cycles out of memory, out of a cache 7 with four rows, 9 with eight, 13 with sixteen; of blocks of two depths
+//! 6, 7 and 10. By count the multiplying port takes 3, 5 and 8 of those, and storing dots 2, however many rows; of
+//! two depths less. More rows: [`super::matmul`].
 
-use super::grouped::{Activations, GroupedLinear, STREAMS};
+use super::grouped::{GroupedLinear, STREAMS};
 use super::isa::Kernel;
-use super::matmul::{BLOCK_QUADS, MatrixRegisters, MatrixUnit, Opened, Shape, leaves_rest};
-use super::packed::{Packed, Tile, TileScales, TileZeros};
-use super::quantize::BlockScale;
+use super::job::Job;
+use super::matmul::{DEPTH_QUADS, MatrixRegisters, MatrixUnit, Shape};
 use super::simd::{LANES, Line, Simd};
 use super::tile::put;
-use quant::Bits;
 use std::cell::Cell;
-use std::ops::Range;
 
 /// Most rows: those of a matrix register.
 pub(crate) const MOST_ROWS: usize = 16;
@@ -56,7 +55,7 @@ pub(crate) struct FewRows<'a, U> {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Scratch {
-    pub(crate) panels: [[Opened; STREAMS]; 2],
+    pub(crate) panels: [[[Line; DEPTH_QUADS]; STREAMS]; 2],
     pub(crate) dots: [[TileDots; STREAMS]; 2],
     /// Zero between sets.
     pub(crate) sums: [TileSums; STREAMS],
@@ -64,7 +63,7 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     const EMPTY: Self = Self {
-        panels: [[[Line([0; 64]); BLOCK_QUADS]; STREAMS]; 2],
+        panels: [[[Line([0; 64]); DEPTH_QUADS]; STREAMS]; 2],
         dots: [[[[0; LANES]; MOST_ROWS]; STREAMS]; 2],
         sums: [[[0.0; LANES]; MOST_ROWS]; STREAMS],
     };
@@ -83,7 +82,7 @@ impl<U: MatrixUnit> Kernel for FewRows<'_, U> {
         let rows = out.rows();
         assert!(rows == x.layout.height && rows <= MOST_ROWS, "{rows} rows at once");
         let mut scratch = SCRATCH.take().unwrap_or_else(|| Box::new(Scratch::EMPTY));
-        let registers = self.unit.configure(Shape { quads: weight.blocks.block / 4, rows });
+        let registers = self.unit.configure(Shape::new(weight.blocks.block, rows));
         let job = Job::new(weight, x, tiles.clone());
         registers.few_rows(&job, &mut scratch, |set, sums| {
             for (tile, sums) in (set.tile..set.tile + set.tiles).zip(sums) {
@@ -95,29 +94,7 @@ impl<U: MatrixUnit> Kernel for FewRows<'_, U> {
     }
 }
 
-/// A linear over some tiles.
-#[derive(Debug)]
-pub(crate) struct Job<'a> {
-    pub(crate) bits: Bits,
-    /// Whether 128 less the zero points, times the sum of the activations, is left to add to dots.
-    pub(crate) rest: bool,
-    /// All tiles of the weight.
-    pub(crate) weight: Tile<'a>,
-    /// Of a tile, and how many of them a group has.
-    pub(crate) blocks: usize,
-    pub(crate) per_group: usize,
-    pub(crate) groups: usize,
-    /// Of a block.
-    pub(crate) lines: usize,
-    pub(crate) tiles: Range<usize>,
-    pub(crate) rows: usize,
-    /// `[blocks, rows, quads]`
-    pub(crate) quads: &'a [i32],
-    /// `[blocks, rows]`
-    pub(crate) scales: &'a [BlockScale],
-}
-
-/// A block of some tiles.
+/// A depth of some tiles.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Round {
     /// The first one.
@@ -125,53 +102,18 @@ pub(crate) struct Round {
     /// At most [`STREAMS`]; none if there is no such round.
     pub(crate) tiles: usize,
     pub(crate) block: usize,
+    /// Of the block.
+    pub(crate) depth: usize,
     pub(crate) group: usize,
     /// The block's place in its group.
     at: usize,
 }
 
 impl Round {
-    pub(crate) const NONE: Self = Self { tile: 0, tiles: 0, block: 0, group: 0, at: 0 };
+    pub(crate) const NONE: Self = Self { tile: 0, tiles: 0, block: 0, depth: 0, group: 0, at: 0 };
 }
 
-impl<'a> Job<'a> {
-    pub(crate) fn new(weight: &'a Packed, x: Activations<'a>, tiles: Range<usize>) -> Self {
-        let (rows, blocks) = (x.layout.height, &weight.blocks);
-        Self {
-            bits: weight.bits,
-            rest: leaves_rest(weight),
-            weight: weight.all(),
-            blocks: blocks.count,
-            per_group: blocks.per_group,
-            groups: weight.groups,
-            lines: weight.block_lines(),
-            tiles,
-            rows,
-            quads: &x.quads[..blocks.width() / 4 * rows],
-            scales: &x.scales[..blocks.count * rows],
-        }
-    }
-
-    /// Checks that everything is there which is counted, for blocks of `quads` quads.
-    pub(crate) fn check(&self, quads: usize) {
-        let items = self.blocks * self.rows;
-        let enough = self.quads.len() >= items * quads && self.scales.len() >= items;
-        assert!(enough, "too few activations");
-        let groups = self.tiles.end * self.groups;
-        let scales = match self.weight.scales {
-            TileScales::F16(scales) => scales.len(),
-            TileScales::F32(scales) => scales.len(),
-        };
-        let zeros = match self.weight.zeros {
-            TileZeros::Each(zeros) => zeros.len(),
-            TileZeros::All(_) => groups,
-        };
-        assert!(scales >= groups && zeros >= groups, "too few scales");
-        assert!(self.groups * self.per_group >= self.blocks, "blocks without a group");
-        let lines = self.tiles.end * self.blocks * self.lines;
-        assert!(self.weight.codes.len() >= lines, "too few codes");
-    }
-
+impl Job<'_> {
     /// The first block of the tiles from `tile` on.
     #[inline(always)]
     pub(crate) fn first(&self, tile: usize) -> Round {
@@ -181,6 +123,10 @@ impl<'a> Job<'a> {
     /// The round after `round`; behind the last one that of no tiles.
     #[inline(always)]
     pub(crate) fn after(&self, round: Round) -> Round {
+        if round.depth + 1 < self.depths {
+            return Round { depth: round.depth + 1, ..round };
+        }
+        let round = Round { depth: 0, ..round };
         let (block, at) = (round.block + 1, round.at + 1);
         if block == self.blocks || round.tiles == 0 {
             self.first(round.tile + STREAMS)
@@ -191,26 +137,46 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Tile and depth of a round.
+    #[inline(always)]
+    pub(crate) fn opened(&self, round: Round) -> (usize, usize) {
+        (round.tile, round.block * self.depths + round.depth)
+    }
+
+    /// The first line of a tile's depth.
+    #[inline(always)]
+    pub(crate) fn line(&self, (tile, depth): (usize, usize)) -> usize {
+        (tile * self.blocks * self.depths + depth) * (self.lines / self.depths)
+    }
+
+    /// Tiles that have all depths of a block when a round is multiplied: its own or none.
+    #[inline(always)]
+    pub(crate) fn complete(&self, round: Round) -> usize {
+        if round.depth + 1 == self.depths { round.tiles } else { 0 }
+    }
+
     /// Whether a round is the last of its tiles.
     #[inline(always)]
     pub(crate) fn is_last(&self, round: Round) -> bool {
-        round.block + 1 == self.blocks && round.tiles > 0
+        round.block + 1 == self.blocks && self.complete(round) > 0
     }
 
-    /// Tile and block to ask for while a round is opened: itself if what is behind the last tile would come.
+    /// Tile and depth to ask for while a round is opened: itself if what is behind the last tile would come.
     #[inline(always)]
     pub(crate) fn ahead(&self, round: Round) -> (usize, usize) {
-        self.later(round, round.block + AHEAD, self.blocks).unwrap_or((round.tile, round.block))
+        let (tile, depth) = self.opened(round);
+        let later = self.later(round, depth + AHEAD, self.blocks * self.depths);
+        later.unwrap_or((tile, depth))
     }
 
     /// Tile and group whose scales to ask for while a round is opened, if they are another group's.
     #[inline(always)]
     pub(crate) fn scales_ahead(&self, round: Round) -> Option<(usize, usize)> {
-        let first = round.at == 0 && round.tiles > 0;
+        let first = round.at == 0 && round.depth == 0 && round.tiles > 0;
         first.then(|| self.later(round, round.group + GROUPS_AHEAD, self.groups)).flatten()
     }
 
-    /// Tile and block, or group, of that number, counted on into the next set; none behind the last tile.
+    /// Tile and depth, or group, of that number, counted on into the next set; none behind the last tile.
     #[inline(always)]
     fn later(&self, round: Round, item: usize, count: usize) -> Option<(usize, usize)> {
         let next = round.tile + STREAMS;

@@ -10,7 +10,7 @@
 //!       stay in the first-level cache and are opened once for every four or eight rows
 //! bytes every code and scale once (and once more for every 64 rows), activations from cache
 //! ```
-//! Integers are exact inside a block (at most 64 * 255 * 127 < 2^24), and blocks are added by one
+//! Integers are exact inside a block (at most 128 * 255 * 127 < 2^22), and blocks are added by one
 //! f32 fma each in ascending order. So a row's result depends on nothing but its weights and its
 //! activations: not on the other rows, the threads or the instruction set.
 //!

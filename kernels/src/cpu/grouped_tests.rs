@@ -4,6 +4,7 @@ use super::super::isa::Machine;
 use super::super::quantize::Quantize;
 use super::super::testing::{GroupedSpec, machines, random_grouped};
 use super::*;
+use crate::program::Rounding;
 use proptest::prelude::*;
 use quant::{Grouped, Weight};
 use testkit::Rng;
@@ -72,7 +73,7 @@ proptest! {
     fn a_row_is_the_same_bits_on_every_isa_with_any_rows_and_threads(
         spec in GroupedSpec::any(), rows in 1usize..=17, biased: bool
     ) {
-        let packed = Packed::new(&random_grouped(&spec));
+        let packed = spec.packed();
         let mut rng = Rng::new(spec.seed ^ 1);
         let (x, bias) = (rng.floats(rows * spec.k, 2.0), rng.floats(spec.n, 1.0));
         let bias = biased.then_some(&bias[..]);
@@ -90,7 +91,7 @@ proptest! {
     #[test]
     fn the_error_is_that_of_int8_activations(spec in GroupedSpec::any()) {
         let w = random_grouped(&spec);
-        let packed = Packed::new(&w);
+        let packed = spec.packed();
         let x = Rng::new(spec.seed ^ 2).floats(spec.k, 3.0);
         let exact = quant::reference::matmul(&x, &Weight::Grouped(w.clone()));
         let found = multiply(Machine::Scalar, &packed, None, &x, 1);
@@ -103,8 +104,21 @@ proptest! {
 
 #[test]
 fn every_number_of_rows_agrees_on_a_large_shape() {
-    let spec = GroupedSpec { n: 150, k: 512, group: 128, zeros: true, ..GroupedSpec::default() };
-    let packed = Packed::new(&random_grouped(&spec));
+    for rounding in [Rounding::Fine, Rounding::Coarse] {
+        let spec = GroupedSpec {
+            n: 150,
+            k: 512,
+            group: 128,
+            zeros: true,
+            rounding,
+            ..GroupedSpec::default()
+        };
+        every_number_of_rows_agrees(&spec);
+    }
+}
+
+fn every_number_of_rows_agrees(spec: &GroupedSpec) {
+    let packed = spec.packed();
     let x = Rng::new(5).floats(70 * spec.k, 1.0);
     let all = multiply(Machine::Scalar, &packed, None, &x, 1);
     for machine in machines() {
@@ -142,7 +156,7 @@ fn exact_where_activations_are_integers() {
 
 #[test]
 fn a_row_that_is_not_finite_shows() {
-    let packed = Packed::new(&random_grouped(&GroupedSpec::default()));
+    let packed = GroupedSpec::default().packed();
     for bad in [f32::NAN, f32::INFINITY] {
         let mut x = vec![0.5; 2 * 128];
         x[3] = bad;

@@ -4,10 +4,11 @@ use super::super::grouped::Activations;
 use super::super::isa::{Isa, Machine};
 use super::super::packed::Packed;
 use super::super::pages::Arena;
-use super::super::quantize::Quantize;
+use super::super::quantize::{BlockScale, Quantize};
 use super::super::share::{MatMut, Shared};
-use super::super::testing::{EmulatedUnit, GroupedSpec, machines, random_grouped};
+use super::super::testing::{EmulatedUnit, GroupedSpec, machines};
 use super::*;
+use crate::program::Rounding;
 use proptest::prelude::*;
 use testkit::Rng;
 
@@ -88,7 +89,7 @@ proptest! {
     fn every_row_is_the_same_bits_as_without_a_matrix_unit(
         spec in GroupedSpec::any(), rows in 1usize..=70, taller: bool, parts in 1usize..4, biased: bool
     ) {
-        let packed = Packed::new(&random_grouped(&spec));
+        let packed = spec.packed();
         let mut rng = Rng::new(spec.seed ^ 3);
         let (x, bias) = (rng.floats(rows * spec.k, 2.0), rng.floats(spec.n, 1.0));
         let case = Case { packed: &packed, bias: biased.then_some(&bias[..]), x_mk: &x };
@@ -107,14 +108,17 @@ proptest! {
 
 #[test]
 fn large_codes_zeros_and_activations_stay_exact() {
-    for bits in [Bits::Four, Bits::Eight] {
+    let roundings = [Rounding::Fine, Rounding::Coarse];
+    for (bits, rounding) in
+        [Bits::Four, Bits::Eight].into_iter().flat_map(|b| roundings.map(|r| (b, r)))
+    {
         let shape = quant::GroupedShape { n: 40, k: 256, group: 128, bits };
         let most = bits.max_code();
         for zero in [0, most] {
             let codes = vec![if zero == 0 { 255 } else { 0 }; 40 * bits.row_bytes(256)];
             let (scales, zeros) = (vec![0.5; 80], vec![zero; 80]);
             let parts = quant::GroupedParts { shape, codes, scales, zeros, perm: None };
-            let packed = Packed::new(&quant::Grouped::new("extreme", parts).unwrap());
+            let packed = Packed::rounded(&quant::Grouped::new("extreme", parts).unwrap(), rounding);
             let x: Vec<f32> = (0..65 * 256).map(|i| [127.0, -127.0][i / 256 % 2]).collect();
             let case = Case { packed: &packed, bias: None, x_mk: &x };
             let row = 256.0 * 127.0 * 0.5 * f32::from(most) * if zero == 0 { 1.0 } else { -1.0 };
@@ -133,7 +137,7 @@ fn large_codes_zeros_and_activations_stay_exact() {
 
 #[test]
 fn a_row_that_is_not_finite_shows_and_stays_alone() {
-    let packed = Packed::new(&random_grouped(&GroupedSpec::default()));
+    let packed = GroupedSpec::default().packed();
     let mut x = Rng::new(4).floats(20 * packed.k, 1.0);
     x[17 * packed.k + 5] = f32::NAN;
     let case = Case { packed: &packed, bias: None, x_mk: &x };
@@ -153,10 +157,10 @@ fn row_blocks_fit_the_caches_and_the_memory() {
         (65536, 512, 16),
         (128, 1000, 128),
     ] {
-        let blocks = Blocks::new(k, 128, None);
+        let blocks = Blocks::new(k, 128, None, Rounding::Fine);
         assert_eq!(layout(rows, &blocks).height, height, "k {k}, {rows} rows");
     }
-    let blocks = Blocks::new(8192, 128, None);
+    let blocks = Blocks::new(8192, 128, None, Rounding::Fine);
     for most in 1..300 {
         let room = padded_rows(most, &blocks);
         let fits = |rows| {
@@ -172,7 +176,7 @@ fn row_blocks_fit_the_caches_and_the_memory() {
 #[test]
 fn one_row_does_without_the_matrix_unit() {
     for k in [256, 2048] {
-        let blocks = Blocks::new(k, 128, None);
+        let blocks = Blocks::new(k, 128, None, Rounding::Fine);
         for machine in matrix_machines() {
             assert_eq!(machine.quad_layout(1, &blocks).height, 1);
             assert_eq!(machine.quad_layout(2, &blocks).height, 2);
@@ -185,10 +189,11 @@ fn one_row_does_without_the_matrix_unit() {
 fn few_rows_are_the_same_bits() {
     // Rounds of four tiles and of fewer; blocks enough to be asked for within a tile, and too few.
     let kinds = [(Bits::Four, true), (Bits::Eight, true), (Bits::Eight, false)];
-    for ((bits, zeros), n, k) in kinds.iter().flat_map(|&kind| [(kind, 168, 128), (kind, 40, 1152)])
-    {
-        let spec = GroupedSpec { n, k, group: 128, bits, zeros, ..Default::default() };
-        let packed = Packed::new(&random_grouped(&spec));
+    let cases = kinds.iter().flat_map(|&kind| [(kind, 168, 128), (kind, 40, 1152)]);
+    let roundings = [Rounding::Fine, Rounding::Coarse];
+    for (((bits, zeros), n, k), rounding) in cases.flat_map(|case| roundings.map(|r| (case, r))) {
+        let spec = GroupedSpec { n, k, group: 128, bits, zeros, rounding, ..Default::default() };
+        let packed = spec.packed();
         for rows in 2..=17 {
             let x = Rng::new(rows as u64).floats(rows * spec.k, 2.0);
             let case = Case { packed: &packed, bias: None, x_mk: &x };

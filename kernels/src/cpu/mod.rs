@@ -23,6 +23,7 @@ mod few_rows;
 mod gate;
 mod grouped;
 pub(crate) mod isa;
+mod job;
 mod kv;
 mod math;
 mod matmul;
@@ -55,6 +56,7 @@ mod x86;
 pub use isa::Isa;
 pub(crate) use quantize::Blocks;
 
+use crate::program::Rounding;
 use crate::{Backend, Error, Program, Runner, StepLimits, WeightSource, validate};
 use isa::Machine;
 use quant::Format;
@@ -139,11 +141,17 @@ impl Backend for CpuBackend {
         match format {
             Format::Dense(float) => format!("{float} {isa}: 16-row tiles, f32 activations"),
             Format::Grouped { bits, group, act_order } => {
-                let block = quantize::Blocks::new(group, group, None).block;
+                let [block, coarse] = [Rounding::Fine, Rounding::Coarse]
+                    .map(|rounding| quantize::Blocks::new(group, group, None, rounding).block);
+                let gates = if coarse > block {
+                    format!(" ({coarse} before gates)")
+                } else {
+                    String::new()
+                };
                 let gathered = if act_order { ", gathered" } else { "" };
                 let bits = bits.count();
                 format!(
-                    "w{bits}a8 {isa}: 16-row tiles, int8 activations in blocks of {block}{gathered}"
+                    "w{bits}a8 {isa}: 16-row tiles, int8 activations in blocks of {block}{gates}{gathered}"
                 )
             }
         }
@@ -185,8 +193,11 @@ mod tests {
         let options = CpuOptions { isa: Some(Isa::Scalar), threads: Some(1) };
         let backend = CpuBackend::new(&options).unwrap();
         let grouped = |group, act_order| Format::Grouped { bits: Bits::Four, group, act_order };
-        let plain = "w4a8 scalar: 16-row tiles, int8 activations in blocks of 64";
+        let plain =
+            "w4a8 scalar: 16-row tiles, int8 activations in blocks of 64 (128 before gates)";
         assert_eq!(backend.kernel_for(grouped(128, false)), plain);
+        let short = "w4a8 scalar: 16-row tiles, int8 activations in blocks of 32";
+        assert_eq!(backend.kernel_for(grouped(32, false)), short);
         assert_eq!(backend.kernel_for(grouped(4096, true)), format!("{plain}, gathered"));
         let dense = backend.kernel_for(Format::Dense(FloatType::Bf16));
         assert_eq!(dense, "bf16 scalar: 16-row tiles, f32 activations");
@@ -214,7 +225,7 @@ mod tests {
         ];
         let format = Format::Dense(FloatType::F32);
         let program = Program {
-            weights: vec![WeightDecl { label: "table".to_owned(), shape: [32, 8], format }],
+            weights: vec![WeightDecl::new("table", [32, 8], format)],
             slots: vec![
                 slot("x", Rows::Tokens, 8),
                 slot("last", Rows::Outputs, 8),

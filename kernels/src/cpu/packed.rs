@@ -16,6 +16,8 @@ use super::quantize::Blocks;
 use super::repack::{Parts, turn};
 use super::simd::{LANES, Line, Simd};
 use crate::Error;
+#[cfg(test)]
+use crate::program::Rounding;
 use crate::program::WeightDecl;
 use half::slice::HalfFloatSliceExt;
 use quant::{Bits, Grouped, GroupedShape};
@@ -98,7 +100,7 @@ impl Packed {
         let [n, k] = decl.shape;
         let first = load(0..n.min(LANES))?;
         let GroupedShape { group, bits, .. } = first.shape();
-        let blocks = Blocks::new(k, group, first.perm());
+        let blocks = Blocks::new(k, group, first.perm(), decl.rounding);
         let (tiles, groups, lines) =
             (n.div_ceil(LANES), k / group, blocks.width() / line_columns(bits));
         let mut codes = arena.zeroed(tiles * lines)?;
@@ -126,9 +128,15 @@ impl Packed {
     /// Repacks a canonical matrix.
     #[cfg(test)]
     pub(crate) fn new(w: &Grouped) -> Self {
+        Self::rounded(w, Rounding::Fine)
+    }
+
+    /// Repacks a canonical matrix for activations that are rounded so.
+    #[cfg(test)]
+    pub(crate) fn rounded(w: &Grouped, rounding: Rounding) -> Self {
         let weight = quant::Weight::Grouped(w.clone());
-        let (label, shape, format) = ("w".to_owned(), weight.shape(), weight.format());
-        let decl = WeightDecl { label, shape, format };
+        let plain = WeightDecl::new("w", weight.shape(), weight.format());
+        let decl = WeightDecl { rounding, ..plain };
         Self::load(&decl, &Arena::default(), |rows| Ok(w.rows(rows))).unwrap()
     }
 
@@ -366,7 +374,7 @@ mod tests {
         #[test]
         fn rows_survive_packing(spec in GroupedSpec::any()) {
             let w = random_grouped(&spec);
-            let packed = Packed::new(&w);
+            let packed = spec.packed();
             let mut out = vec![f32::NAN; spec.k];
             for row in 0..spec.n {
                 packed.row(row, &mut out);
@@ -393,10 +401,9 @@ mod tests {
     fn parts_in_different_column_orders_are_refused() {
         let spec = GroupedSpec { n: 300, k: 4096, act_order: true, ..GroupedSpec::default() };
         let [a, b] = [1, 2].map(|seed| random_grouped(&GroupedSpec { seed, ..spec }));
-        let (label, shape) = ("w".to_owned(), [spec.n, spec.k]);
         let format = quant::Weight::Grouped(a.clone()).format();
         let deliver = |rows: Range<usize>| Ok(if rows.end < 300 { &a } else { &b }.rows(rows));
-        let decl = WeightDecl { label, shape, format };
+        let decl = WeightDecl::new("w", [spec.n, spec.k], format);
         let refused = Packed::load(&decl, &Arena::default(), deliver).unwrap_err();
         assert!(
             refused.to_string().starts_with("weight w: expected one column order"),
@@ -407,15 +414,15 @@ mod tests {
     #[test]
     fn one_zero_point_for_all_rows_is_found_beside_padding() {
         let spec = GroupedSpec { n: 17, ..GroupedSpec::default() };
-        assert!(matches!(Packed::new(&random_grouped(&spec)).zeros, Zeros::All(8)));
+        assert!(matches!(spec.packed().zeros, Zeros::All(8)));
     }
 
     #[test]
     fn bytes_are_four_and_an_eighth_bits_for_symmetric_groups_of_128() {
         let mut spec = GroupedSpec { n: 64, k: 512, group: 128, ..GroupedSpec::default() };
         spec.f16_scales = true;
-        assert_eq!(Packed::new(&random_grouped(&spec)).bytes(), 64 * 512 * 33 / 64 + 1);
+        assert_eq!(spec.packed().bytes(), 64 * 512 * 33 / 64 + 1);
         spec.zeros = true;
-        assert_eq!(Packed::new(&random_grouped(&spec)).bytes(), 64 * 512 * 67 / 128);
+        assert_eq!(spec.packed().bytes(), 64 * 512 * 67 / 128);
     }
 }

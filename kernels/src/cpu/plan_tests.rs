@@ -1,7 +1,6 @@
 //! Phases, memory and barriers of a planned program.
 
-use super::super::packed::Packed;
-use super::super::testing::{GroupedSpec, random_grouped};
+use super::super::testing::GroupedSpec;
 use super::*;
 use crate::program::{
     Activation, Heads, KvDecl, KvLayer, Mask, RopeDecl, RopeSpeeds, SlotDecl, Step, WeightDecl,
@@ -39,11 +38,7 @@ fn program() -> Program {
         Op::Linear { x: last, weight, bias: None, out: whole(logits, 64) },
     ];
     Program {
-        weights: vec![WeightDecl {
-            label: "w".to_owned(),
-            shape: [64, 64],
-            format: Format::Dense(FloatType::F32),
-        }],
+        weights: vec![WeightDecl::new("w", [64, 64], Format::Dense(FloatType::F32))],
         slots: vec![
             slot("x", Rows::Tokens, 64),
             slot("h", Rows::Tokens, 64),
@@ -65,7 +60,7 @@ fn program() -> Program {
 
 fn weights() -> Vec<Stored> {
     let spec = GroupedSpec { n: 64, k: 64, ..GroupedSpec::default() };
-    vec![Stored::Packed(Packed::new(&random_grouped(&spec)))]
+    vec![Stored::Packed(spec.packed())]
 }
 
 /// Names of the phases, `|` where a barrier follows.
@@ -130,7 +125,7 @@ fn an_activation_is_quantized_with_the_columns_in_order() {
         GroupedSpec { act_order: true, ..GroupedSpec::default() },
         GroupedSpec { group: 36, k: 72, ..GroupedSpec::default() },
     ] {
-        let packed = vec![Stored::Packed(Packed::new(&random_grouped(&spec)))];
+        let packed = vec![Stored::Packed(spec.packed())];
         let plan = Plan::new(&program, &packed, &LIMITS);
         assert!(!names(&plan).contains("activate-quantize"), "{spec:?}");
     }

@@ -13,12 +13,11 @@
 use super::isa::Kernel;
 use super::share::{MatMut, Place};
 use super::simd::{LANES, Simd};
+use crate::program::Rounding;
 use std::ops::Range;
 
-/// Most columns of an activation block. With 128 the worst of the small trained models that the
-/// tests hold lost 0.0013 nats a token to int8 activations, with 64 it loses 0.0009; more blocks
-/// cost 1 to 9 % of a linear's time.
-pub(crate) const MAX_BLOCK: usize = 64;
+/// Most columns of an activation block.
+pub(crate) const MAX_BLOCK: usize = Rounding::Coarse.columns();
 
 /// Marks a padding column in [`Blocks::source`].
 pub(crate) const PADDING: u32 = u32::MAX;
@@ -40,7 +39,7 @@ impl BlockScale {
 }
 
 /// How the k columns of a linear fall into activation blocks: none crosses a weight group, all
-/// have the same stored size, a multiple of 8.
+/// have the same stored size, a multiple of 8, beyond 64 columns of 16.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Blocks {
     /// Blocks of a row.
@@ -54,10 +53,12 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// Splits groups of `group` columns evenly into blocks of at most [`MAX_BLOCK`].
-    pub(crate) fn new(k: usize, group: usize, perm: Option<&[u32]>) -> Self {
-        let per_group = group.div_ceil(MAX_BLOCK);
-        let block = group.div_ceil(per_group).next_multiple_of(8);
+    /// Splits groups of `group` columns evenly into blocks of at most as many as `rounding` lets share a scale.
+    pub(crate) fn new(k: usize, group: usize, perm: Option<&[u32]>, rounding: Rounding) -> Self {
+        let per_group = group.div_ceil(rounding.columns());
+        // Of two depths of a matrix register each is whole lines of 4-bit codes.
+        let columns = group.div_ceil(per_group);
+        let block = columns.next_multiple_of(if columns > 64 { 16 } else { 8 });
         let count = k / group * per_group;
         let padded = per_group * block != group;
         let mut blocks = Self { count, per_group, block, source: None };
@@ -146,7 +147,9 @@ impl Kernel for Quantize<'_> {
             let (columns, quads) = (i * block..(i + 1) * block, self.quads.row(i));
             // The blocks of most models, straight from where they lie.
             let straight = |len| block == len && source.is_none();
-            self.scales.row(i)[0] = if straight(64) {
+            self.scales.row(i)[0] = if straight(128) {
+                quantize::<S, 8>(s, self.x[columns].as_chunks().0, quads)
+            } else if straight(64) {
                 quantize::<S, 4>(s, self.x[columns].as_chunks().0, quads)
             } else if straight(32) {
                 quantize::<S, 2>(s, self.x[columns].as_chunks().0, quads)
@@ -156,7 +159,7 @@ impl Kernel for Quantize<'_> {
                     None => x[..block].copy_from_slice(&self.x[columns]),
                     Some(source) => gather(self.x, &source[item * block..][..block], &mut x),
                 }
-                quantize::<S, 4>(s, x.as_chunks().0, quads)
+                quantize::<S, 8>(s, x.as_chunks().0, quads)
             };
         }
     }
@@ -233,12 +236,15 @@ mod tests {
             (300, 300, (5, 5, 64, true)),
             (384, 192, (6, 3, 64, false)),
         ] {
-            let blocks = Blocks::new(k, group, None);
+            let blocks = Blocks::new(k, group, None, Rounding::Fine);
             let found = (blocks.count, blocks.per_group, blocks.block, blocks.source.is_some());
             assert_eq!(found, expected, "k {k} group {group}");
             let columns: Vec<_> = blocks.stored_columns(group).flatten().collect();
             assert_eq!(columns, (0..k).collect::<Vec<_>>());
         }
+        let coarse = |group| Blocks::new(group, group, None, Rounding::Coarse);
+        let found = [64, 128, 192, 300].map(coarse).map(|b| (b.per_group, b.block));
+        assert_eq!(found, [(1, 64), (1, 128), (2, 96), (3, 112)]);
     }
 
     proptest! {
@@ -246,13 +252,15 @@ mod tests {
         fn every_isa_agrees_and_error_is_half_a_step(
             seed: u64,
             groups in 1usize..4,
-            group in 1usize..40,
+            group in 1usize..140,
             permuted: bool,
+            coarse: bool,
             exponent in -30i32..30,
         ) {
             let (mut rng, k) = (Rng::new(seed), groups * group);
             let perm = permuted.then(|| rng.permutation(k));
-            let blocks = Blocks::new(k, group, perm.as_deref());
+            let rounding = if coarse { Rounding::Coarse } else { Rounding::Fine };
+            let blocks = Blocks::new(k, group, perm.as_deref(), rounding);
             let x = rng.floats(k, 2f32.powi(exponent));
             let first = run(Machine::Scalar, &x, &blocks);
             for machine in machines() {
@@ -270,7 +278,7 @@ mod tests {
 
     #[test]
     fn zero_tiny_and_not_finite() {
-        let blocks = Blocks::new(32, 16, None);
+        let blocks = Blocks::new(32, 16, None, Rounding::Fine);
         for machine in machines() {
             let mut x = [0.0f32; 32];
             x[3] = 1e-38;

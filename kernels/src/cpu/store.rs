@@ -243,11 +243,8 @@ mod tests {
             Weight::Dense(Dense::from_f32([n, k], &values)),
             Weight::Grouped(random_grouped(&spec)),
         ];
-        let decl = |(i, w): (usize, &Weight<'_>)| WeightDecl {
-            label: format!("w{i}"),
-            shape: w.shape(),
-            format: w.format(),
-        };
+        let decl =
+            |(i, w): (usize, &Weight<'_>)| WeightDecl::new(format!("w{i}"), w.shape(), w.format());
         let program = Program {
             weights: weights.iter().enumerate().map(decl).collect(),
             slots: vec![],

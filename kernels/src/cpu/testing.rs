@@ -4,11 +4,11 @@
 use super::few_rows::{self, Round, TileSums};
 use super::grouped::STREAMS;
 use super::isa::{Isa, Machine};
-use super::matmul::{
-    Dots, MatrixRegisters, MatrixUnit, Opened, Opening, Product, STRIP_ROWS, Scaling, Shape,
-};
-use super::packed::{Tile, TileScales, TileZeros};
+use super::job::Job;
+use super::matmul::{MatrixRegisters, MatrixUnit, Results, STRIP_ROWS, Scratch, Shape};
+use super::packed::{Packed, Tile, TileScales, TileZeros};
 use super::simd::{LANES, Line};
+use crate::program::Rounding;
 use proptest::prelude::*;
 use quant::{Bits, Grouped, GroupedParts, GroupedShape};
 use testkit::Rng;
@@ -26,6 +26,7 @@ pub(crate) struct GroupedSpec {
     pub(crate) zeros: bool,
     /// Every scale is an f16.
     pub(crate) f16_scales: bool,
+    pub(crate) rounding: Rounding,
 }
 
 impl Default for GroupedSpec {
@@ -39,6 +40,7 @@ impl Default for GroupedSpec {
             act_order: false,
             zeros: false,
             f16_scales: false,
+            rounding: Rounding::Fine,
         }
     }
 }
@@ -55,14 +57,21 @@ impl GroupedSpec {
             Just(256),
             Just(300)
         ];
-        let flags = any::<[bool; 4]>();
+        let flags = any::<[bool; 5]>();
         (any::<u64>(), 1usize..40, 1usize..5, group, flags).prop_map(
             |(seed, n, groups, group, f)| {
                 let bits = if f[0] { Bits::Four } else { Bits::Eight };
-                let [_, act_order, zeros, f16_scales] = f;
-                Self { seed, n, k: groups * group, group, bits, act_order, zeros, f16_scales }
+                let rounding = if f[1] { Rounding::Fine } else { Rounding::Coarse };
+                let [.., act_order, zeros, f16_scales] = f;
+                let k = groups * group;
+                Self { seed, n, k, group, bits, act_order, zeros, f16_scales, rounding }
             },
         )
+    }
+
+    /// The matrix as kernels read it.
+    pub(crate) fn packed(&self) -> Packed {
+        Packed::rounded(&random_grouped(self), self.rounding)
     }
 }
 
@@ -116,53 +125,20 @@ impl MatrixUnit for EmulatedUnit {
 }
 
 impl MatrixRegisters for Shape {
-    fn open(&self, codes: Opening<'_>, out: &mut Opened) {
-        let mut opened = out.iter_mut();
-        for line in codes.lines {
-            let parts = match codes.bits {
-                Bits::Four => vec![line.0.map(|code| code & 15), line.0.map(|code| code >> 4)],
-                Bits::Eight => vec![line.0],
-            };
-            for part in parts {
-                let lower = |i: usize| match codes.bits {
-                    Bits::Four => codes.zeros[i / 4],
-                    Bits::Eight => 128,
-                };
-                *opened.next().unwrap() =
-                    Line(std::array::from_fn(|i| part[i].wrapping_sub(lower(i))));
-            }
-        }
-    }
-
     fn few_rows(
         &self,
-        job: &few_rows::Job<'_>,
+        job: &Job<'_>,
         scratch: &mut few_rows::Scratch,
         mut done: impl FnMut(Round, &mut [TileSums; STREAMS]),
     ) {
-        let few_rows::Scratch { panels: [panels, _], sums, .. } = scratch;
+        let sums = &mut scratch.sums;
         let mut round = job.first(job.tiles.start);
         while round.tiles > 0 {
-            for t in 0..round.tiles {
-                let tile = round.tile + t;
-                let (bits, codes) = (job.bits, &job.weight.codes);
-                let block = |(tile, block)| (tile * job.blocks + block) * job.lines;
-                let lines = &codes[block((tile, round.block))..][..job.lines];
-                let (asked, later) = job.ahead(round);
-                let ahead = &codes[block((asked + t, later))..][..job.lines];
-                let group = tile * job.groups + round.group;
-                let (zeros, scales) = (zeros_of(&job.weight, group), scales_of(&job.weight, group));
-                self.open(Opening { bits, lines, zeros: &zeros, ahead }, &mut panels[t]);
-                let row = |r| &job.quads[(round.block * job.rows + r) * self.quads..][..self.quads];
-                let dots = product(*self, row, &panels[t]);
-                for (r, sums) in sums[t].iter_mut().enumerate().take(job.rows) {
-                    let x = job.scales[round.block * job.rows + r];
-                    for (lane, sum) in sums.iter_mut().enumerate() {
-                        let rest = if job.rest { 128 - i32::from(zeros[lane]) } else { 0 };
-                        let dots = (dots[r][lane] + rest * x.sum) as f32;
-                        *sum = (scales[lane] * x.scale).mul_add(dots, *sum);
-                    }
-                }
+            let (asked, depth) = job.ahead(round);
+            let beyond = job.line((asked + round.tiles - 1, depth + 1));
+            assert!(beyond <= job.line((job.tiles.end, 0)), "asked beyond the last tile");
+            for (t, sums) in sums.iter_mut().enumerate().take(job.complete(round)) {
+                add_block(job, (round.tile + t, round.block), 0, &mut sums[..job.rows]);
             }
             if job.is_last(round) {
                 done(round, sums);
@@ -171,32 +147,65 @@ impl MatrixRegisters for Shape {
         }
     }
 
-    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>, dots: &mut Dots) {
-        if let Some(last) = last {
-            add_up(last, dots, self.rows);
-        }
-        let Some(next) = next else { return };
-        for (strip, block) in (0..next.strips).flat_map(|s| (0..next.blocks).map(move |b| (s, b))) {
-            let first = block * next.height + strip * self.rows;
-            let row = |row| &next.x[(first + row) * self.quads..][..self.quads];
-            for (panel, dots) in next.panel[block].iter().zip(&mut dots.0[strip][block]) {
-                dots[..self.rows].copy_from_slice(&product(*self, row, panel)[..self.rows]);
+    fn many_rows(
+        &self,
+        job: &Job<'_>,
+        rows: usize,
+        scratch: &mut Scratch,
+        results: &mut impl Results,
+    ) {
+        let rows = rows.next_multiple_of(self.rows);
+        for tile in job.tiles.clone().step_by(2) {
+            results.ask(tile, 0..rows);
+            for (t, sums) in scratch.sums.iter_mut().enumerate() {
+                let tile = (tile + t).min(job.tiles.end - 1);
+                for block in 0..job.blocks {
+                    for (i, sums) in sums[..rows].chunks_mut(self.rows).enumerate() {
+                        add_block(job, (tile, block), i * self.rows, sums);
+                    }
+                }
             }
+            results.put(tile, &mut scratch.sums);
         }
     }
 }
 
-/// Some rows of activations times an opened block.
-fn product<'a>(
-    shape: Shape,
-    row: impl Fn(usize) -> &'a [i32],
-    panel: &Opened,
-) -> [[i32; LANES]; STRIP_ROWS] {
-    let x: Vec<&[i32]> = (0..shape.rows).map(row).collect();
-    let w: Vec<[u8; 64]> = panel[..shape.quads].iter().map(|line| line.0).collect();
-    let mut sums = [[0; LANES]; STRIP_ROWS];
-    dot_signed(&mut sums, &x, &w);
-    sums
+/// Adds a block of a tile, scaled, to the sums of rows from `first` on.
+fn add_block(
+    job: &Job<'_>,
+    (tile, block): (usize, usize),
+    first: usize,
+    sums: &mut [[f32; LANES]],
+) {
+    let group = tile * job.groups + block / job.per_group;
+    let (zeros, scales) = (zeros_of(&job.weight, group), scales_of(&job.weight, group));
+    let lines = &job.weight.codes[(tile * job.blocks + block) * job.lines..][..job.lines];
+    let w: Vec<[u8; 64]> = lines.iter().flat_map(|line| opened(job.bits, line, &zeros)).collect();
+    let item = |row| block * job.rows + first + row;
+    let x: Vec<&[i32]> =
+        (0..sums.len()).map(|row| &job.quads[item(row) * w.len()..][..w.len()]).collect();
+    let mut dots = [[0; LANES]; STRIP_ROWS];
+    dot_signed(&mut dots, &x, &w);
+    for (row, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
+        let x = job.scales[item(row)];
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            let rest = if job.rest { 128 - i32::from(zeros[lane]) } else { 0 };
+            *sum = (scales[lane] * x.scale).mul_add((dots[lane] + rest * x.sum) as f32, *sum);
+        }
+    }
+}
+
+/// Signed codes of a line, a quad after another.
+fn opened(bits: Bits, line: &Line, zeros: &[u8; LANES]) -> Vec<[u8; 64]> {
+    let lowered = |part: [u8; 64], lower: &dyn Fn(usize) -> u8| {
+        std::array::from_fn(|i| part[i].wrapping_sub(lower(i)))
+    };
+    match bits {
+        Bits::Four => [line.0.map(|code| code & 15), line.0.map(|code| code >> 4)]
+            .map(|part| lowered(part, &|i| zeros[i / 4]))
+            .into(),
+        Bits::Eight => vec![lowered(line.0, &|_| 128)],
+    }
 }
 
 fn zeros_of(weight: &Tile<'_>, group: usize) -> [u8; LANES] {
@@ -210,23 +219,6 @@ fn scales_of(weight: &Tile<'_>, group: usize) -> [f32; LANES] {
     match weight.scales {
         TileScales::F32(all) => all[group],
         TileScales::F16(all) => all[group].map(|bits| half::f16::from_bits(bits).to_f32()),
-    }
-}
-
-/// Scales and adds up the dots of a step, of strips of `rows` rows.
-fn add_up(last: Scaling<'_>, dots: &Dots, rows: usize) {
-    for (t, sums) in last.sums.into_iter().enumerate() {
-        for (block, factors) in last.factors.iter().enumerate().take(last.blocks) {
-            for (row, sums) in sums[..last.strips * rows].iter_mut().enumerate() {
-                let x = last.x[block * last.height + row];
-                for (lane, sum) in sums.iter_mut().enumerate() {
-                    let rest = if last.rest { factors.rest[t][lane] * x.sum } else { 0 };
-                    let dots = dots.0[row / rows][block][t][row % rows][lane];
-                    let dots = (dots + rest) as f32;
-                    *sum = (factors.scale[t][lane] * x.scale).mul_add(dots, *sum);
-                }
-            }
-        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod amx;
 mod amx_few;
+mod amx_many;
 mod amx_step;
 mod avx2;
 mod avx2_blocks;

@@ -7,12 +7,17 @@ use emulator::{Emulator, Options};
 
 /// An emulated device.
 #[derive(Debug)]
-pub(crate) struct Emulated(Emulator);
+pub(crate) struct Emulated {
+    emulator: Emulator,
+    pub(crate) multiprocessors: usize,
+}
 
 impl Emulated {
-    /// A device without memory; none where kernels cannot be emulated.
+    /// A device without memory; none where kernels cannot be emulated. It has so few multiprocessors that
+    /// small matrices meet the kernels that large ones have.
     pub(crate) fn new(options: Options) -> Result<Self, Error> {
-        Emulator::new(options).map(Self).map_err(failed)
+        let emulator = Emulator::new(options).map_err(failed)?;
+        Ok(Self { emulator, multiprocessors: 4 })
     }
 }
 
@@ -21,21 +26,20 @@ fn failed(reason: String) -> Error {
 }
 
 impl Gpu for Emulated {
-    /// So few that small matrices meet the kernels that large ones have.
     fn multiprocessors(&self) -> usize {
-        4
+        self.multiprocessors
     }
 
     fn alloc(&mut self, bytes: usize) -> Result<Pointer, Error> {
-        self.0.alloc(bytes).map(Pointer).map_err(failed)
+        self.emulator.alloc(bytes).map(Pointer).map_err(failed)
     }
 
     fn write(&mut self, to: Pointer, bytes: &[u8]) -> Result<(), Error> {
-        self.0.write(to.0, bytes).map_err(failed)
+        self.emulator.write(to.0, bytes).map_err(failed)
     }
 
     fn read(&mut self, from: Pointer, bytes: &mut [u8]) -> Result<(), Error> {
-        self.0.read(from.0, bytes).map_err(failed)
+        self.emulator.read(from.0, bytes).map_err(failed)
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), Error> {
@@ -46,6 +50,6 @@ impl Gpu for Emulated {
             Arg::Float(value) => emulator::Arg::Float(value),
         };
         let args: Vec<_> = args.iter().map(arg).collect();
-        self.0.launch(kernel, *grid, *threads, *shared, &args).map_err(failed)
+        self.emulator.launch(kernel, *grid, *threads, *shared, &args).map_err(failed)
     }
 }

@@ -107,6 +107,17 @@ impl CudaBackend {
     pub(crate) fn emulated(options: emulator::Options) -> Self {
         Self::on(move || Ok(Box::new(emulated::Emulated::new(options)?)))
     }
+
+    /// The same on a device of so many multiprocessors: few, and most linears have the kernels for many rows;
+    /// very many, and none has.
+    #[cfg(test)]
+    pub(crate) fn emulated_on(multiprocessors: usize, options: emulator::Options) -> Self {
+        Self::on(move || {
+            let mut device = emulated::Emulated::new(options)?;
+            device.multiprocessors = multiprocessors;
+            Ok(Box::new(device))
+        })
+    }
 }
 
 impl Backend for CudaBackend {

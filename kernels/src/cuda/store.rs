@@ -16,7 +16,7 @@ use super::gpu::{Gpu, Pointer};
 use super::joins;
 use super::tiles::{self, Layout, Packed, TileRows, stride};
 use crate::cpu::Blocks;
-use crate::program::{Op, Program, WeightId};
+use crate::program::{Op, Program, Rounding, WeightId};
 use crate::{Error, WeightSource, validate};
 use quant::{Bits, FloatType, Format, Grouped, Weight};
 use rayon::prelude::*;
@@ -50,7 +50,7 @@ pub(crate) struct StoredDense {
 pub(crate) struct Tiles {
     pub(crate) bits: Bits,
     pub(crate) blocks: Blocks,
-    /// Stored columns of a block with the zeros behind it: 32 or 64.
+    /// Stored columns of a block with the zeros behind it: 32, 64 or 128.
     pub(crate) stride: usize,
     pub(crate) codes: Pointer,
     pub(crate) scales: Pointer,
@@ -198,7 +198,8 @@ impl Upload<'_> {
             }
             Format::Dense(_) => {}
             Format::Grouped { bits, group, act_order } => {
-                let matrix = Matrix { id, shape: decl.shape, bits, group, act_order };
+                let (shape, rounding) = (decl.shape, decl.rounding);
+                let matrix = Matrix { id, shape, bits, group, act_order, rounding };
                 let tiles = uses.linear.then(|| self.tiles(&matrix, uses.paired));
                 stored.tiles = tiles.transpose()?;
                 stored.table = uses.embed.then(|| self.table(&matrix)).transpose()?;
@@ -271,7 +272,7 @@ impl Upload<'_> {
 
     fn tiles(&mut self, matrix: &Matrix, paired: bool) -> Result<Tiles, Error> {
         let Matrix { id, shape: [n, k], bits, group, .. } = *matrix;
-        let blocks = Blocks::new(k, group, self.perm(matrix)?.as_deref());
+        let blocks = Blocks::new(k, group, self.perm(matrix)?.as_deref(), matrix.rounding);
         let columns: Vec<Option<usize>> = blocks.stored_columns(group).collect();
         let rows = TileRows { n, paired };
         let layout = Layout { bits, blocks: &blocks, columns: &columns, rows, groups: k / group };
@@ -357,4 +358,5 @@ struct Matrix {
     bits: Bits,
     group: usize,
     act_order: bool,
+    rounding: Rounding,
 }

@@ -13,9 +13,16 @@ pub(super) const TILE: usize = 16;
 /// Lanes of a warp.
 const LANES: usize = 32;
 
+/// Columns of the pieces that blocks of more lie in, one behind the other.
+const PIECE: usize = 64;
+
 /// Columns that a block takes in memory.
 pub(super) fn stride(blocks: &Blocks) -> usize {
-    if blocks.block <= 32 { 32 } else { 64 }
+    match blocks.block {
+        0..=32 => 32,
+        33..=PIECE => PIECE,
+        _ => 2 * PIECE,
+    }
 }
 
 /// The rows of a matrix as tiles have them.
@@ -63,18 +70,25 @@ pub(super) struct Layout<'a> {
 }
 
 impl Layout<'_> {
-    fn quads(&self) -> usize {
-        stride(self.blocks) / TILE
+    /// Columns of a piece of a block, and how many pieces a block has.
+    fn pieces(&self) -> [usize; 2] {
+        let (stride, piece) = (stride(self.blocks), stride(self.blocks).min(PIECE));
+        [piece, stride / piece]
     }
 
-    /// Words of a lane's part of a block.
+    /// Quads of a lane's part of a piece.
+    fn quads(&self) -> usize {
+        self.pieces()[0] / TILE
+    }
+
+    /// Words of them.
     fn words(&self) -> usize {
         self.quads() * self.bits.count() / 4
     }
 
     /// Bytes of codes of a tile.
     pub(super) fn code_bytes(&self) -> usize {
-        4 * self.blocks.count * LANES * self.words()
+        4 * self.blocks.count * self.pieces()[1] * LANES * self.words()
     }
 
     /// Scales of a tile, or zero points.
@@ -86,7 +100,7 @@ impl Layout<'_> {
 /// Some tiles of a matrix.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
-    /// `[tiles, blocks, lanes, words]`
+    /// `[tiles, blocks, pieces, lanes, words]`
     pub(super) codes: Vec<u32>,
     /// `[tiles, groups, 16]`; where there is no row, 0 and the zero point of the tile's first row.
     pub(super) scales: Vec<f32>,
@@ -139,16 +153,16 @@ pub(super) fn pack(layout: &Layout<'_>, tiles: Range<usize>, parts: &[(usize, Gr
     packed
 }
 
-/// Appends a tile's codes `[blocks, lanes, words]`.
+/// Appends a tile's codes `[blocks, pieces, lanes, words]`.
 fn pack_codes(layout: &Layout<'_>, lines: &[Line<'_>; TILE], out: &mut Vec<u32>) {
-    let (blocks, stride) = (layout.blocks, stride(layout.blocks));
-    for at in 0..blocks.count * LANES {
-        let (lane, block) = (at % LANES, at / LANES);
+    let (blocks, [columns, pieces]) = (layout.blocks, layout.pieces());
+    for at in 0..blocks.count * pieces * LANES {
+        let (lane, piece, block) = (at % LANES, at / LANES % pieces, at / LANES / pieces);
         let start = out.len();
         out.resize(start + layout.words(), 0);
         let words = &mut out[start..];
         for quad in 0..layout.quads() {
-            let first = lane % 4 * (stride / 4) + 4 * quad;
+            let first = piece * columns + lane % 4 * (columns / 4) + 4 * quad;
             let code = |half: usize, i: usize| -> u32 {
                 let column = (first + i < blocks.block)
                     .then(|| layout.columns[block * blocks.block + first + i])
@@ -172,6 +186,7 @@ fn pack_codes(layout: &Layout<'_>, lines: &[Line<'_>; TILE], out: &mut Vec<u32>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::Rounding;
     use quant::{GroupedParts, GroupedShape};
 
     /// Codes that tell row and column: `(row + column) % 16`; scales and zeros that tell row and group.
@@ -195,8 +210,12 @@ mod tests {
 
     /// All tiles of a matrix, delivered `step` tiles at a time.
     fn packed(matrix: &Grouped, paired: bool, step: usize) -> Packed {
+        packed_for(Rounding::Fine, matrix, paired, step)
+    }
+
+    fn packed_for(rounding: Rounding, matrix: &Grouped, paired: bool, step: usize) -> Packed {
         let shape = matrix.shape();
-        let blocks = Blocks::new(shape.k, shape.group, None);
+        let blocks = Blocks::new(shape.k, shape.group, None, rounding);
         let columns: Vec<Option<usize>> = blocks.stored_columns(shape.group).collect();
         let rows = TileRows { n: shape.n, paired };
         let (bits, groups) = (shape.bits, shape.groups());
@@ -242,6 +261,23 @@ mod tests {
             (0..4).fold(0, |word, i| word | ((row + column + i) % 16) << (8 * i))
         };
         assert_eq!(lane, [quad(1, 16), quad(9, 16), quad(1, 20), quad(9, 20)]);
+    }
+
+    #[test]
+    fn a_block_of_128_columns_lies_as_two_of_64() {
+        for bits in [Bits::Four, Bits::Eight] {
+            let matrix = matrix(bits, 20, 256, 128);
+            let codes = packed(&matrix, false, 2).codes;
+            assert_eq!(packed_for(Rounding::Coarse, &matrix, false, 2).codes, codes);
+        }
+        // 96 columns: the second piece ends with 32 zeros, those of lanes 4 * g + 2 and 4 * g + 3.
+        let words = packed_for(Rounding::Coarse, &matrix(Bits::Four, 16, 96, 96), false, 1).codes;
+        assert_eq!(words.len(), 2 * 32 * 4);
+        for (lane, words) in words[32 * 4..].chunks(4).enumerate() {
+            let first = |i: usize| (lane / 4 + 64 + lane % 4 * 16 + i) % 16;
+            let expected = if lane % 4 < 2 { first(0) | first(8) << 4 } else { 0 };
+            assert_eq!(words[0] & 255, expected as u32, "lane {lane}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ fn embedding(vocab: usize) -> Program {
     let op = Op::Embed { table: WeightId(0), out: SlotId(0) };
     let format = Format::Dense(FloatType::F32);
     Program {
-        weights: vec![WeightDecl { label: "embed".to_owned(), shape: [vocab, 4], format }],
+        weights: vec![WeightDecl::new("embed", [vocab, 4], format)],
         slots: vec![SlotDecl { label: "x".to_owned(), rows: Rows::Tokens, width: 4 }],
         ropes: vec![],
         kv: vec![],

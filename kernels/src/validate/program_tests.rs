@@ -83,11 +83,8 @@ fn ops() -> Vec<Op> {
 }
 
 fn with_ops(ops: Vec<Op>) -> Program {
-    let weights = WEIGHTS.iter().map(|(label, shape, format)| WeightDecl {
-        label: (*label).to_owned(),
-        shape: *shape,
-        format: *format,
-    });
+    let weights =
+        WEIGHTS.iter().map(|(label, shape, format)| WeightDecl::new(*label, *shape, *format));
     let slots = SLOTS.iter().map(|(label, rows, width)| SlotDecl {
         label: (*label).to_owned(),
         rows: *rows,

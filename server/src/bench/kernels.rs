@@ -11,7 +11,7 @@ use super::{Ceilings, Place, machine, places, to_row};
 use crate::Io;
 use crate::cli::KernelsArgs;
 use crate::load::{self, Unexpected};
-use ::kernels::program::{BlockId, Program, TokenId};
+use ::kernels::program::{BlockId, Program, Rounding, TokenId, WeightDecl};
 use ::kernels::{BlockTables, Runner, StepInput, StepLimits, StepOutput};
 use anyhow::Context;
 use engine::synthetic::{self, MadeUp};
@@ -45,6 +45,7 @@ struct Linear {
     label: String,
     shape: [usize; 2],
     format: Format,
+    rounding: Rounding,
     uses: usize,
 }
 
@@ -53,7 +54,9 @@ fn distinct(program: &Program) -> Vec<Linear> {
     let mut all: Vec<Linear> = vec![];
     for (id, step) in linears(program) {
         let decl = &program.weights[id.index()];
-        let known = all.iter_mut().find(|l| (l.shape, l.format) == (decl.shape, decl.format));
+        let WeightDecl { shape, format, rounding, .. } = *decl;
+        let known =
+            all.iter_mut().find(|l| (l.shape, l.format, l.rounding) == (shape, format, rounding));
         if let Some(linear) = known {
             linear.uses += 1;
             continue;
@@ -61,7 +64,7 @@ fn distinct(program: &Program) -> Vec<Linear> {
         let label = &program.steps[step].label;
         let tail = label.splitn(3, '.').nth(2).filter(|_| label.starts_with("layers."));
         let label = tail.unwrap_or(label).to_owned();
-        all.push(Linear { label, shape: decl.shape, format: decl.format, uses: 1 });
+        all.push(Linear { label, shape, format, rounding, uses: 1 });
     }
     all
 }
@@ -86,7 +89,7 @@ impl Measured {
     ) -> anyhow::Result<Self> {
         let rounds = args.repetitions;
         let copies = (args.footprint << 20).div_ceil(linear.format.bytes(linear.shape).max(1));
-        let program = synthetic::linears(linear.format, linear.shape, copies);
+        let program = synthetic::linears(linear.format, linear.shape, linear.rounding, copies);
         let most = ROWS[ROWS.len() - 1];
         let limits = StepLimits {
             tokens: most,

@@ -3,16 +3,17 @@
 //! Stable Rust knows no AMX, hence assembly; compiled code never touches tile registers, so that
 //! they keep their contents between two blocks of it. Linux alone: the system gives tiles to
 //! processes that ask. Registers 0 to 3 hold dots, 4 and 5 activations, 6 and 7 codes, as
-//! [`super::amx_step`] (many rows) and [`super::amx_few`] (few) use them.
+//! [`super::amx_many`] and [`super::amx_few`] use them.
 //! Not here: what is multiplied ([`super::super::matmul`]).
 
 use super::super::few_rows;
 use super::super::grouped::STREAMS;
+use super::super::job::Job;
 use super::super::matmul::{
-    Dots, MatrixRegisters, MatrixUnit, Opened, Opening, Product, STRIP_ROWS, Scaling, Shape,
+    DEPTH_QUADS, MatrixRegisters, MatrixUnit, Results, STRIP_ROWS, Scratch, Shape,
 };
 use super::super::simd::{LANES, Line};
-use super::{Avx512, amx_few, amx_step};
+use super::{Avx512, amx_few, amx_many};
 use quant::Bits;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -52,7 +53,7 @@ impl Amx {
     /// Multiplies tiles out of registers, four products a round, and returns the multiplications and
     /// additions: the most that the matrix unit can do.
     pub(crate) fn products(self, rounds: usize) -> usize {
-        let shape = Shape { quads: STRIP_ROWS, rows: STRIP_ROWS };
+        let shape = Shape::new(4 * DEPTH_QUADS, STRIP_ROWS);
         let registers = self.configure(shape);
         // SAFETY: the registers are configured; what is in them does not matter.
         unsafe {
@@ -162,7 +163,7 @@ impl MatrixUnit for Amx {
 
     #[inline(always)]
     fn configure(self, shape: Shape) -> Registers {
-        assert!((1..=16).contains(&shape.quads) && (1..=STRIP_ROWS).contains(&shape.rows));
+        assert!((1..=DEPTH_QUADS).contains(&shape.quads) && (1..=STRIP_ROWS).contains(&shape.rows));
         let shapes = Shapes::of(shape);
         // SAFETY: `self` proves the instruction and the permission; the operand has 64 bytes.
         unsafe {
@@ -182,17 +183,9 @@ impl Drop for Registers {
 
 impl MatrixRegisters for Registers {
     #[inline(always)]
-    fn open(&self, codes: Opening<'_>, out: &mut Opened) {
-        let quads = codes.lines.len() * if codes.bits == Bits::Four { 2 } else { 1 };
-        assert!(quads <= out.len(), "more codes than a block has");
-        // SAFETY: `self` came from a proof of AVX-512, and `out` has room for the quads.
-        unsafe { open(&codes, out) }
-    }
-
-    #[inline(always)]
     fn few_rows(
         &self,
-        job: &few_rows::Job<'_>,
+        job: &Job<'_>,
         scratch: &mut few_rows::Scratch,
         done: impl FnMut(few_rows::Round, &mut [few_rows::TileSums; STREAMS]),
     ) {
@@ -201,31 +194,15 @@ impl MatrixRegisters for Registers {
     }
 
     #[inline(always)]
-    fn step(&self, next: Option<Product<'_>>, last: Option<Scaling<'_>>, dots: &mut Dots) {
+    fn many_rows(
+        &self,
+        job: &Job<'_>,
+        rows: usize,
+        scratch: &mut Scratch,
+        results: &mut impl Results,
+    ) {
         // SAFETY: the registers are configured, see `configure`; each thread has one `Registers` at a time.
-        unsafe { amx_step::step(self.shape, next, last, dots) }
-    }
-}
-
-/// Writes the signed codes of a block and a tile.
-///
-/// # Safety
-/// The processor must have the features, and `out` room for the quads of the lines.
-#[target_feature(enable = "avx2,fma,f16c,gfni,avx512f,avx512bw,avx512vl,avx512vnni")]
-#[inline(never)]
-unsafe fn open(codes: &Opening<'_>, out: &mut Opened) {
-    let mut ahead = codes.ahead.iter();
-    let mut ask = || {
-        if let Some(line) = ahead.next() {
-            _mm_prefetch::<_MM_HINT_T1>((&raw const *line).cast());
-        }
-    };
-    let opener = Opener::each(codes.zeros);
-    let mut out = out.as_mut_ptr();
-    for line in codes.lines {
-        ask();
-        // SAFETY: the caller promises the room.
-        unsafe { out = opener.line(codes.bits, line, out) }
+        unsafe { amx_many::many_rows(self.shape, job, rows, scratch, results) }
     }
 }
 
@@ -314,7 +291,7 @@ mod tests {
     #[test]
     fn shapes_fit_each_other_as_products_need_them() {
         for (quads, rows) in (1..=16).flat_map(|quads| [(quads, 8), (quads, 16)]) {
-            let shapes = Shapes::of(Shape { quads, rows });
+            let shapes = Shapes::of(Shape { quads, depths: 1, rows });
             let (bytes, height) = (shapes.row_bytes, shapes.rows);
             for (dots, x, w) in [(0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7)] {
                 assert_eq!((height[dots], bytes[dots]), (height[x], bytes[w]), "{quads} quads");

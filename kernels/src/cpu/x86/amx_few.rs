@@ -6,14 +6,16 @@
 //! tmm6, tmm7     panel of an even tile, of an odd   i8 [quads, 16 x 4]
 //! ```
 //! In a round, tile by tile: its codes are opened (2 vector operations and 2 stores a line of 4-bit codes), its
-//! panel of the round before is multiplied, and its dots of two rounds ago are scaled (3 operations a row). A
+//! panel of the round before is multiplied, and its dots of two rounds ago are scaled (3 operations a row), if
+//! those were a block's last. A
 //! product is stored three products later, since it takes 52 cycles and its register is free only then: four
 //! products with their loads and stores take 60 cycles so, 80 if each is stored after the next, 100 at once
 //! (however many rows). Not here: the order of rounds ([`super::super::few_rows`]).
 
-use super::super::few_rows::{Job, Round, Scratch, TileSums};
+use super::super::few_rows::{Round, Scratch, TileSums};
 use super::super::grouped::STREAMS;
-use super::super::matmul::{BLOCK_QUADS, MIDDLE, STRIP_ROWS, Shape};
+use super::super::job::Job;
+use super::super::matmul::{MIDDLE, STRIP_ROWS, Shape};
 use super::super::packed::TileZeros;
 use super::super::quantize::BlockScale;
 use super::super::simd::{LANES, Line};
@@ -36,12 +38,16 @@ pub(super) unsafe fn few_rows(
 ) {
     let quads = job.lines * if job.bits == Bits::Four { 2 } else { 1 };
     assert!(job.rows == shape.rows && job.rows <= STRIP_ROWS, "rows of the registers");
-    assert!(quads == shape.quads && quads <= BLOCK_QUADS, "quads of the registers");
+    assert!(quads == shape.block_quads(), "quads of the registers");
+    assert!(
+        job.depths == shape.depths && job.lines.is_multiple_of(job.depths),
+        "depths of the registers"
+    );
     job.check(quads);
     // SAFETY: the caller's promise; all tiles have all their codes and scales, all rows their quads, as just
     // checked.
     unsafe {
-        match (job.bits, job.lines, job.rest) {
+        match (job.bits, job.lines / job.depths, job.rest) {
             (Bits::Four, 8, false) => rounds::<true>(shape, job, scratch, done),
             _ => rounds::<false>(shape, job, scratch, done),
         }
@@ -60,12 +66,18 @@ macro_rules! rows {
     };
 }
 
-/// The product of the rows and a panel in register `$y`.
+/// Lets dots begin in register `$y`.
+macro_rules! start {
+    ($y:literal) => {
+        asm!(concat!("tilezero ", $y), options(nostack, nomem, preserves_flags))
+    };
+}
+
+/// Adds the product of the rows and a panel to register `$y`.
 macro_rules! product {
     ($y:literal, $w:literal, $panel:expr) => {
         asm!(
             concat!("tileloadd ", $w, ", [{w} + {line}]"),
-            concat!("tilezero ", $y),
             concat!("tdpbssd ", $y, ", tmm4, ", $w),
             w = in(reg) $panel,
             line = in(reg) 4 * LANES,
@@ -86,7 +98,7 @@ macro_rules! keep {
     };
 }
 
-/// `COMMON` is the most common block, of 64 columns of 4 bits, in a function without the others' branches.
+/// `COMMON` is the most common depth, of 64 columns of 4 bits, in a function without the others' branches.
 ///
 /// # Safety
 /// See [`few_rows`]; what the job counts is there.
@@ -126,9 +138,9 @@ unsafe fn round<const COMMON: bool>(
     (now, before): (usize, usize),
     scratch: &mut Scratch,
 ) {
-    let quads = multiplied.block * job.rows * shape.quads;
-    let line = |(tile, block)| (tile * job.blocks + block) * job.lines;
-    let (first, later) = (line((opened.tile, opened.block)), line(job.ahead(*opened)));
+    let quads = multiplied.block * job.rows * shape.block_quads() + multiplied.depth * shape.quads;
+    let (first, later) = (job.line(job.opened(*opened)), job.line(job.ahead(*opened)));
+    let (kept, done) = (job.complete(*multiplied), job.complete(*scaled));
     if let Some((tile, group)) = job.scales_ahead(*opened) {
         ask_scales(job, tile..tile + opened.tiles, group);
     }
@@ -141,7 +153,7 @@ unsafe fn round<const COMMON: bool>(
         let dots = scratch.dots.as_mut_ptr();
         let (dots, next_dots) = (dots.add(now), dots.add(before));
         if multiplied.tiles > 0 {
-            rows!(job.quads.as_ptr().add(quads), 4 * shape.quads);
+            rows!(job.quads.as_ptr().add(quads), 4 * shape.block_quads());
         }
         macro_rules! tile {
             ($t:literal, $y:literal, $w:literal) => {
@@ -157,9 +169,12 @@ unsafe fn round<const COMMON: bool>(
                     );
                 }
                 if $t < multiplied.tiles {
+                    if multiplied.depth == 0 {
+                        start!($y);
+                    }
                     product!($y, $w, &raw const (*last_panels)[$t]);
                 }
-                if $t < scaled.tiles {
+                if $t < done {
                     let group = (scaled.tile + $t) * job.groups + scaled.group;
                     let x = job.scales.as_ptr().add(scaled.block * job.rows);
                     let sums = (&raw mut scratch.sums[$t]).cast();
@@ -169,19 +184,19 @@ unsafe fn round<const COMMON: bool>(
         }
         // Dots of the round before, which are now scaled, are still in registers but for the first tile's.
         tile!(0, "tmm0", "tmm6");
-        if scaled.tiles > 1 {
+        if done > 1 {
             keep!("tmm1", &raw mut (*dots)[1]);
         }
         tile!(1, "tmm1", "tmm7");
-        if scaled.tiles > 2 {
+        if done > 2 {
             keep!("tmm2", &raw mut (*dots)[2]);
         }
         tile!(2, "tmm2", "tmm6");
-        if scaled.tiles > 3 {
+        if done > 3 {
             keep!("tmm3", &raw mut (*dots)[3]);
         }
         tile!(3, "tmm3", "tmm7");
-        if multiplied.tiles > 0 {
+        if kept > 0 {
             keep!("tmm0", &raw mut (*next_dots)[0]);
         }
     }
@@ -211,7 +226,7 @@ unsafe fn open<const COMMON: bool>(
         };
         match COMMON {
             true => (0..8).for_each(|i| line(Bits::Four, i)),
-            false => (0..job.lines).for_each(|i| line(job.bits, i)),
+            false => (0..job.lines / job.depths).for_each(|i| line(job.bits, i)),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! tmm0 tmm1   dots of a strip with tiles 0, 1            f32 [rows, 16]
 //! tmm2 tmm3   of the strip below it
 //! tmm4, tmm5  activations of those strips                i8 [rows, quads x 4]
-//! tmm6 tmm7   the block's panel, tiles 0, 1              i8 [quads, 16 x 4]
+//! tmm6 tmm7   a depth of the panel, tiles 0, 1           i8 [quads, 16 x 4]
 //! ```
 //!
 //! Dots begin at a float whose last bit counts as one, so that the integers which products add to its bits make
@@ -18,101 +18,101 @@
 //! 145 for the tile instructions alone). In place about 390: sums, dots, panels and the activations that pass by,
 //! which are loaded as what is not needed again, fill that cache, and the walk around it takes its share. Order
 //! matters: tile instructions in clumps of a product each, the same things took a quarter longer.
+//! A block of two depths has the same products, and half of the dots to store and to scale; in a whole prefill it
+//! takes 0.92 of the time, so that what is loaded and where from seems to count more than instructions.
 //! Where another program shares the core and uses its matrix unit, tile instructions take longer: four
 //! products with four loads 300 cycles instead of 66, for minutes.
-//! Reference: the emulated unit of the tests. Not here: the formula, the split and which strips and blocks come
-//! ([`super::super::matmul`]), the registers themselves ([`super::amx`]).
+//! Reference: the emulated unit of the tests. Not here: the formula and the split ([`super::super::matmul`]),
+//! which strips and blocks come ([`super::amx_many`]), the registers themselves ([`super::amx`]).
 
 // Loops over tiles and blocks count indices: they unroll whole, over registers.
 #![allow(clippy::needless_range_loop)]
 
 use super::super::matmul::{
-    Dots, Factors, PANEL_BLOCKS, Panel, Product, STEP_STRIPS, STRIP_ROWS, Scaling, Shape,
+    Dots, Factors, PANEL_BLOCKS, PANEL_DEPTHS, Panel, STEP_STRIPS, STRIP_ROWS,
 };
 use super::super::quantize::{BlockScale, MAX_BLOCK};
-use super::super::simd::LANES;
+use super::super::simd::{LANES, Line};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-/// See [`step`](super::super::matmul::MatrixRegisters::step).
-///
-/// # Safety
-/// The processor must have AMX and AVX-512, and this thread's registers must have this shape.
-#[inline(always)]
-pub(super) unsafe fn step(
-    shape: Shape,
-    next: Option<Product<'_>>,
-    last: Option<Scaling<'_>>,
-    dots: &mut Dots,
-) {
-    assert_eq!(shape.rows, STRIP_ROWS, "rows of a strip");
-    let next = next.map_or(Tiles::NONE, |next| Tiles::new(shape, &next));
-    let last = last.map(Rows::new);
-    // SAFETY: the caller's promises; `new` has made sure that rows, scales and sums are there as counted, and panels
-    // have as many lines as any shape has quads. What a call before this one left in registers matters to results alone.
-    unsafe {
-        match &last {
-            Some(last) if last.is_whole() && next.is_whole() => whole_step(&next, last, dots),
-            last => any_step(&next, last.as_ref(), dots),
-        }
-    }
-}
-
-/// Whether `items` hold the rows of some strips of each of some blocks, `height` rows apart.
-fn fits((blocks, strips): (usize, usize), height: usize, items: usize) -> bool {
-    let counted = (1..=PANEL_BLOCKS).contains(&blocks) && (1..=STEP_STRIPS).contains(&strips);
-    counted && (blocks - 1) * height + strips * STRIP_ROWS <= items
-}
-
-/// A [`Product`] as assembly takes it.
+/// The strips to multiply.
 #[derive(Debug, Clone, Copy)]
-struct Tiles {
-    blocks: usize,
-    strips: usize,
-    x: *const u8,
-    /// Bytes from one block to the next, and from one row to the next.
-    x_block: usize,
-    row: usize,
-    panel: *const Panel,
+pub(super) struct Tiles {
+    /// Of the panel.
+    pub(super) blocks: usize,
+    /// Of all of them; none if there is nothing to multiply.
+    pub(super) depths: usize,
+    pub(super) strips: usize,
+    /// The first strip.
+    pub(super) x: *const i8,
+    /// Bytes from one depth to the next, be it of the same block or another, and from one row to the next.
+    pub(super) x_depth: usize,
+    pub(super) row: usize,
+    pub(super) panel: *const Panel,
+    /// Lines from one depth to the next.
+    pub(super) panel_depth: usize,
 }
 
 impl Tiles {
-    const NONE: Self = Self {
+    pub(super) const NONE: Self = Self {
         blocks: 0,
+        depths: 0,
         strips: 0,
         x: std::ptr::null(),
-        x_block: 0,
+        x_depth: 0,
         row: 0,
         panel: std::ptr::null(),
+        panel_depth: 0,
     };
+}
 
-    /// # Panics
-    /// If activations are missing.
-    #[inline(always)]
-    fn new(shape: Shape, next: &Product<'_>) -> Self {
-        let Product { blocks, strips, height, .. } = *next;
-        let (quads, row) = (shape.quads, 4 * shape.quads);
-        assert!(fits((blocks, strips), height, next.x.len() / quads), "too few quads");
-        Self {
-            blocks,
-            strips,
-            x: next.x.as_ptr().cast(),
-            x_block: height * row,
-            row,
-            panel: next.panel,
+/// The rows to scale, whose dots are those of the step before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) blocks: usize,
+    pub(super) strips: usize,
+    /// Whether anything is left to add to dots.
+    pub(super) rest: bool,
+    pub(super) factors: *const [Factors; PANEL_BLOCKS],
+    /// Of each block.
+    pub(super) x: [*const BlockScale; PANEL_BLOCKS],
+    /// Of each tile.
+    pub(super) sums: [*mut [f32; LANES]; 2],
+}
+
+/// For the blocks of `last`, which was `next` one call ago, in order
+/// `sums[tile][row][lane] += scale * x scale * (dots + rest * x sum)`, one fma each; meanwhile `next` is multiplied.
+///
+/// # Safety
+/// The processor must have AMX and AVX-512 and this thread's registers their shape; all must be there that `next`
+/// and `last` count.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+pub(super) unsafe fn step(next: &Tiles, last: Option<&Rows>, dots: *mut Dots) {
+    // SAFETY: the caller's promises. What a call before this one left in registers matters to results alone.
+    unsafe {
+        match last {
+            Some(last) if is_whole(next, last) => match last.blocks {
+                1 => deep_step(next, last, dots),
+                _ => pair_step(next, last, dots),
+            },
+            last => any_step(next, last, dots),
         }
     }
+}
 
-    fn is_whole(&self) -> bool {
-        self.blocks == PANEL_BLOCKS && self.strips == STEP_STRIPS
-    }
+fn is_whole(next: &Tiles, last: &Rows) -> bool {
+    let strips = next.strips == STEP_STRIPS && last.strips == STEP_STRIPS;
+    next.depths == PANEL_DEPTHS && next.blocks == last.blocks && strips && !last.rest
 }
 
 /// What dots begin at. From 2^23 to 2^24 the bits of consecutive integers as floats are consecutive too, so that
 /// an integer added to the bits of this one, up to 2^22 either way, is added to the number.
 const START: f32 = 12_582_912.0;
 
-const _: () = assert!(PANEL_BLOCKS * MAX_BLOCK * 128 * 128 < 1 << 22, "dots beyond 2^22");
+// The columns of a panel, be they one block or two.
+const _: () = assert!(MAX_BLOCK * 128 * 128 < 1 << 22, "dots beyond 2^22");
 
 /// A row of it.
 static STARTS: Vector = Vector([START; LANES]);
@@ -120,25 +120,27 @@ static STARTS: Vector = Vector([START; LANES]);
 #[repr(C, align(64))]
 struct Vector([f32; LANES]);
 
-/// Loads the activations of strip `$strip` and block `$block`, not to be kept in the first-level cache: they are
+/// Loads the activations of strip `$strip` and depth `$depth`, not to be kept in the first-level cache: they are
 /// not needed again before all others have passed.
 macro_rules! rows {
-    ($tiles:ident, $strip:literal, $block:literal, $register:literal) => {
+    ($tiles:ident, $strip:literal, $depth:literal, $register:literal) => {
         asm!(
             concat!("tileloaddt1 ", $register, ", [{x} + {row}]"),
-            x = in(reg) $tiles.x.add($block * $tiles.x_block + $strip * STRIP_ROWS * $tiles.row),
+            x = in(reg) $tiles.x.add($depth * $tiles.x_depth + $strip * STRIP_ROWS * $tiles.row),
             row = in(reg) $tiles.row,
             options(nostack, readonly, preserves_flags),
         )
     };
 }
 
-/// Loads the codes of tile `$tile` and block `$block`.
+/// Loads the codes of tile `$tile` and depth `$depth`.
 macro_rules! codes {
-    ($tiles:ident, $tile:literal, $block:literal, $register:literal) => {
+    ($tiles:ident, $tile:literal, $depth:literal, $register:literal) => {
         asm!(
             concat!("tileloadd ", $register, ", [{w} + {line}]"),
-            w = in(reg) &raw const (*$tiles.panel)[$block][$tile],
+            w = in(reg) (&raw const (*$tiles.panel)[$tile])
+                .cast::<Line>()
+                .add($depth * $tiles.panel_depth),
             line = in(reg) 4 * LANES,
             options(nostack, readonly, preserves_flags),
         )
@@ -178,7 +180,7 @@ macro_rules! keep {
     };
 }
 
-/// [`step`] where both steps are whole: row by row is scaled, and between two rows goes a tile
+/// [`step`] of two blocks where both steps are whole: row by row is scaled, and between two rows goes a tile
 /// instruction. The last step's dots of its second block are still in registers; dots of the first strip are
 /// overwritten when all its rows are scaled. A product takes 52 cycles until it can be stored.
 ///
@@ -186,7 +188,7 @@ macro_rules! keep {
 /// See the caller.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline(never)]
-unsafe fn whole_step(next: &Tiles, last: &Rows, dots: *mut Dots) {
+unsafe fn pair_step(next: &Tiles, last: &Rows, dots: *mut Dots) {
     // SAFETY: the caller's promises.
     unsafe {
         let factors = last.factors();
@@ -246,6 +248,63 @@ unsafe fn whole_step(next: &Tiles, last: &Rows, dots: *mut Dots) {
     }
 }
 
+/// The same of a block of two depths. Rows are left to scale behind the last product, so that the next step need
+/// not wait for it.
+///
+/// # Safety
+/// See the caller.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline(never)]
+unsafe fn deep_step(next: &Tiles, last: &Rows, dots: *mut Dots) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let factors = last.factors();
+        macro_rules! row {
+            ($($row:literal)*) => {$(last.scale::<1, false>(&factors, dots, $row);)*};
+        }
+        rows!(next, 0, 0, "tmm4");
+        codes!(next, 0, 0, "tmm6");
+        keep!(dots, 0, 0, 0, "tmm0");
+        codes!(next, 1, 0, "tmm7");
+        keep!(dots, 0, 1, 0, "tmm1");
+        row!(0 1);
+        start!("tmm0");
+        multiply!("tmm0", "tmm4", "tmm6");
+        row!(2 3);
+        rows!(next, 1, 0, "tmm5");
+        row!(4);
+        start!("tmm1");
+        multiply!("tmm1", "tmm4", "tmm7");
+        row!(5);
+        keep!(dots, 1, 0, 0, "tmm2");
+        row!(6 7);
+        rows!(next, 0, 1, "tmm4");
+        row!(8);
+        start!("tmm2");
+        multiply!("tmm2", "tmm5", "tmm6");
+        row!(9);
+        keep!(dots, 1, 1, 0, "tmm3");
+        row!(10);
+        codes!(next, 0, 1, "tmm6");
+        row!(11);
+        start!("tmm3");
+        multiply!("tmm3", "tmm5", "tmm7");
+        row!(12);
+        rows!(next, 1, 1, "tmm5");
+        row!(13);
+        codes!(next, 1, 1, "tmm7");
+        row!(14);
+        multiply!("tmm0", "tmm4", "tmm6");
+        row!(15 16);
+        multiply!("tmm1", "tmm4", "tmm7");
+        row!(17 18);
+        multiply!("tmm2", "tmm5", "tmm6");
+        row!(19 20);
+        multiply!("tmm3", "tmm5", "tmm7");
+        row!(21 22 23 24 25 26 27 28 29 30 31);
+    }
+}
+
 /// [`step`] in general, one thing after another; the dots of the last block stay in registers.
 ///
 /// # Safety
@@ -265,15 +324,15 @@ unsafe fn any_step(next: &Tiles, last: Option<&Rows>, dots: *mut Dots) {
             }
             last.scale_all(dots);
         }
-        macro_rules! multiply_block {
-            ($block:literal) => {
-                codes!(next, 0, $block, "tmm6");
-                codes!(next, 1, $block, "tmm7");
-                rows!(next, 0, $block, "tmm4");
+        macro_rules! multiply_depth {
+            ($depth:literal) => {
+                codes!(next, 0, $depth, "tmm6");
+                codes!(next, 1, $depth, "tmm7");
+                rows!(next, 0, $depth, "tmm4");
                 multiply!("tmm0", "tmm4", "tmm6");
                 multiply!("tmm1", "tmm4", "tmm7");
                 if next.strips > 1 {
-                    rows!(next, 1, $block, "tmm5");
+                    rows!(next, 1, $depth, "tmm5");
                     multiply!("tmm2", "tmm5", "tmm6");
                     multiply!("tmm3", "tmm5", "tmm7");
                 }
@@ -284,51 +343,25 @@ unsafe fn any_step(next: &Tiles, last: Option<&Rows>, dots: *mut Dots) {
             start!("tmm1");
             start!("tmm2");
             start!("tmm3");
-            multiply_block!(0);
+            multiply_depth!(0);
         }
         if next.blocks > 1 {
             keep!(dots, 0, 0, 0, "tmm0");
             keep!(dots, 0, 1, 0, "tmm1");
             keep!(dots, 1, 0, 0, "tmm2");
             keep!(dots, 1, 1, 0, "tmm3");
-            multiply_block!(1);
+        }
+        if next.depths > 1 {
+            multiply_depth!(1);
         }
     }
 }
 
-/// A [`Scaling`] in pointers.
-#[derive(Debug, Clone, Copy)]
-struct Rows {
-    blocks: usize,
-    strips: usize,
-    rest: bool,
-    factors: *const [Factors; PANEL_BLOCKS],
-    /// Of each block.
-    x: [*const BlockScale; PANEL_BLOCKS],
-    sums: [*mut [f32; LANES]; 2],
-}
-
 impl Rows {
-    /// # Panics
-    /// If scales or sums are missing.
-    #[inline(always)]
-    fn new(last: Scaling<'_>) -> Self {
-        let Scaling { blocks, strips, factors, rest, x, height, sums: [first, second] } = last;
-        assert!(fits((blocks, strips), height, x.len()), "too few scales");
-        let rows = strips * STRIP_ROWS;
-        assert!(first.len() >= rows && second.len() >= rows, "too few sums");
-        let x = [x.as_ptr(), x.as_ptr().wrapping_add(height)];
-        Self { blocks, strips, rest, factors, x, sums: [first.as_mut_ptr(), second.as_mut_ptr()] }
-    }
-
-    fn is_whole(&self) -> bool {
-        self.blocks == PANEL_BLOCKS && self.strips == STEP_STRIPS && !self.rest
-    }
-
     /// `[block][tile]`
     ///
     /// # Safety
-    /// The processor must have the features, and this must come from a [`Scaling`].
+    /// The processor must have the features, and all must be there.
     #[target_feature(enable = "avx512f")]
     #[inline]
     unsafe fn factors(&self) -> [[__m512; 2]; PANEL_BLOCKS] {
@@ -346,7 +379,7 @@ impl Rows {
     /// Adds the scaled dots of a row: those of a block are what its product added to the dots before it.
     ///
     /// # Safety
-    /// The processor must have the features, and this must come from a [`Scaling`] of that row and as many blocks.
+    /// The processor must have the features, and that row and as many blocks must be there.
     #[target_feature(enable = "avx512f,avx512bw")]
     #[inline]
     unsafe fn scale<const BLOCKS: usize, const REST: bool>(
@@ -392,7 +425,7 @@ impl Rows {
     /// Adds the scaled dots of all rows.
     ///
     /// # Safety
-    /// The processor must have the features, and this must come from a [`Scaling`].
+    /// The processor must have the features, and all must be there.
     #[target_feature(enable = "avx512f,avx512bw")]
     #[inline]
     unsafe fn scale_all(&self, dots: *const Dots) {

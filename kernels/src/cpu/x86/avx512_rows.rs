@@ -19,8 +19,8 @@
 // Loops over rows count indices: they unroll whole, over several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
-use super::super::few_rows::Job;
 use super::super::grouped::{GroupedLinear, PANEL, STREAMS};
+use super::super::job::Job;
 use super::super::packed::{TileScales, TileZeros};
 use super::super::simd::{LANES, Line};
 use super::super::tile::put;

@@ -17,7 +17,8 @@ const GEMM: [usize; 2] = [256, 64];
 const TILE: usize = 16;
 /// Most blocks of columns of a panel of `shaders/cuda/linear_grouped.cu`.
 const PANEL_MOST: usize = 32;
-/// Bytes behind quantized activations: kernels read whole panels, and use what is there of them.
+/// Bytes behind quantized activations: kernels read whole panels, and use what is there of them. A panel has
+/// at most 32 blocks of 64 columns or 16 of 128.
 pub(super) const BEHIND_QUADS: usize = PANEL_MOST * 64;
 
 /// A kernel for quantized linears and the part of the output that one of its blocks computes.
@@ -48,8 +49,10 @@ macro_rules! names {
 /// The kernel for `rows` rows of activations and `n` of weights: they all compute the same bits.
 fn grouped_kernel(tiles: &Tiles, n: usize, rows: usize, multiprocessors: usize) -> GroupedKernel {
     let names = match (tiles.bits, tiles.stride) {
+        (Bits::Four, 128) => names!("w4_s128"),
         (Bits::Four, 64) => names!("w4_s64"),
         (Bits::Four, _) => names!("w4_s32"),
+        (Bits::Eight, 128) => names!("w8_s128"),
         (Bits::Eight, 64) => names!("w8_s64"),
         (Bits::Eight, _) => names!("w8_s32"),
     };
@@ -74,9 +77,10 @@ fn grouped_kernel(tiles: &Tiles, n: usize, rows: usize, multiprocessors: usize) 
 }
 
 /// Whether the kernel for many rows is the faster one. Its blocks bring 11 bytes of codes a clock, alone on a
-/// multiprocessor, for 64 rows, whether they exist or not; those of the others 7 for 32 rows and 4 for 64,
-/// and there are enough of them for every device (counts in `shaders/cuda`): so it is from the point on
-/// where its blocks and the rows of each keep a third of the device busy.
+/// multiprocessor, for 64 rows, whether they exist or not; those of the others 7 for 32 rows and 4 for 64 (19,
+/// and 11 and 6, where blocks have 128 columns), and there are enough of them for every device (counts in
+/// `shaders/cuda`): so it is from the point on where its blocks and the rows of each keep a third of the
+/// device busy.
 fn is_for_gemm(n: usize, rows: usize, multiprocessors: usize) -> bool {
     let blocks = n.div_ceil(GEMM[0]) * rows.div_ceil(GEMM[1]);
     blocks * rows.min(GEMM[1]) >= GEMM[1] / 3 * multiprocessors
@@ -179,7 +183,9 @@ impl List<'_> {
         let (counts, rows) = self.count(x);
         let mut args = args![counts, self.slot(x), self.width(x)];
         args.extend(self.quantized(x, tiles));
-        self.push("quantize", [tiles.blocks.count.div_ceil(16), rows, 1], THREADS, args);
+        // A thread a quad, sixteen threads a block at least.
+        let at_once = THREADS as usize * 4 / tiles.stride.max(64);
+        self.push("quantize", [tiles.blocks.count.div_ceil(at_once), rows, 1], THREADS, args);
     }
 
     /// A linear over the quantized `x`, and what it does beside.

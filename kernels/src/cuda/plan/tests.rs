@@ -5,7 +5,7 @@ use crate::cuda::gpu::{Gpu, Launch, Pointer, Recorded};
 use crate::cuda::runner::CudaRunner;
 use crate::program::{
     Activation, BlockId, Heads, KvDecl, KvLayer, Mask, Op, Program, RopeDecl, RopeId, RopeSpeeds,
-    Rows, SlotDecl, SlotId, SlotView, Step, TokenId, WeightDecl, WeightId,
+    Rounding, Rows, SlotDecl, SlotId, SlotView, Step, TokenId, WeightDecl, WeightId,
 };
 use crate::{BlockTables, Error, Runner, StepInput, StepLimits, StepOutput, WeightSource};
 use quant::{Bits, Dense, Format, Grouped, GroupedParts, GroupedShape, Weight};
@@ -81,7 +81,7 @@ struct Decoder {
 impl Decoder {
     fn weight(&mut self, shape: [usize; 2], format: Format) -> WeightId {
         let weights = &mut self.program.weights;
-        weights.push(WeightDecl { label: format!("w{}", weights.len()), shape, format });
+        weights.push(WeightDecl::new(format!("w{}", weights.len()), shape, format));
         WeightId(weights.len() as u32 - 1)
     }
 
@@ -192,8 +192,12 @@ fn kernels(program: &Program, tokens: usize, trace: bool) -> Vec<&'static str> {
 
 /// Those of a layer that is not the first.
 fn of_a_layer(tokens: usize, trace: bool, head_norms: bool) -> Vec<&'static str> {
-    let [two, three] =
-        [2, 3].map(|layers| kernels(&Decoder::program(layers, head_norms), tokens, trace));
+    last_layer(|layers| kernels(&Decoder::program(layers, head_norms), tokens, trace))
+}
+
+/// Those that `of` has more of for three layers than for two.
+fn last_layer(of: impl Fn(usize) -> Vec<&'static str>) -> Vec<&'static str> {
+    let [two, three] = [2, 3].map(of);
     // All but the last launch, which gathers.
     let at = two.len() - 1;
     three[at..at + three.len() - two.len()].to_vec()
@@ -229,6 +233,46 @@ fn norms_of_more_rows_are_launches_of_their_own() {
         "linear_w4_s64_m8",
     ];
     assert_eq!(of_a_layer(5, false, false), expected);
+}
+
+/// A layer with coarse rounding before its gates, in groups of so many columns.
+fn with_coarse_gates(tokens: usize, group: usize) -> Vec<&'static str> {
+    last_layer(|layers| {
+        let mut program = Decoder::program(layers, false);
+        for step in program.steps.windows(2) {
+            if let [Op::Linear { weight, .. }, Op::Activate { .. }] = [&step[0].op, &step[1].op] {
+                let gates = &mut program.weights[weight.index()];
+                gates.format = Format::Grouped { bits: Bits::Four, group, act_order: false };
+                gates.rounding = Rounding::Coarse;
+            }
+        }
+        kernels(&program, tokens, false)
+    })
+}
+
+#[test]
+fn coarse_gates_have_kernels_of_their_own_and_leave_all_joins() {
+    let expected = [
+        "linear_w4_s64_m8",
+        "heads",
+        "attend_mma_64",
+        "linear_w4_s64_m8",
+        "linear_w4_s128_m8",
+        "linear_w4_s64_m8",
+    ];
+    assert_eq!(with_coarse_gates(1, 128), expected);
+    assert_eq!(with_coarse_gates(1, 64), of_a_layer(1, false, false), "no group is larger");
+    let expected = [
+        "rms_norm_quantize",
+        "linear_w4_s64_m32",
+        "heads",
+        "attend_mma_64",
+        "linear_w4_s64_m32",
+        "rms_norm_quantize",
+        "linear_w4_s128_m32",
+        "linear_w4_s64_m32",
+    ];
+    assert_eq!(with_coarse_gates(20, 128), expected);
 }
 
 #[test]

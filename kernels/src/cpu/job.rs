@@ -1,0 +1,75 @@
+//! A linear over some tiles and rows as loops in pointers want it: counts, checked once against what they count.
+//!
+//! Input: a packed weight and activations of one height ([`super::packed`], [`super::grouped`]). Not here: the
+//! loops ([`super::few_rows`], [`super::matmul`] and the instruction sets').
+
+use super::grouped::Activations;
+use super::matmul::{Shape, leaves_rest};
+use super::packed::{Packed, Tile, TileScales, TileZeros};
+use super::quantize::BlockScale;
+use quant::Bits;
+use std::ops::Range;
+
+/// A linear over some tiles.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    pub(crate) bits: Bits,
+    /// Whether 128 less the zero points, times the sum of the activations, is left to add to dots.
+    pub(crate) rest: bool,
+    /// All tiles of the weight.
+    pub(crate) weight: Tile<'a>,
+    /// Of a tile, and how many of them a group has.
+    pub(crate) blocks: usize,
+    pub(crate) per_group: usize,
+    pub(crate) groups: usize,
+    /// Of a block, a multiple of its depths.
+    pub(crate) lines: usize,
+    /// Of a block.
+    pub(crate) depths: usize,
+    pub(crate) tiles: Range<usize>,
+    pub(crate) rows: usize,
+    /// `[blocks, rows, quads]`
+    pub(crate) quads: &'a [i32],
+    /// `[blocks, rows]`
+    pub(crate) scales: &'a [BlockScale],
+}
+
+impl<'a> Job<'a> {
+    pub(crate) fn new(weight: &'a Packed, x: Activations<'a>, tiles: Range<usize>) -> Self {
+        let (rows, blocks) = (x.layout.height, &weight.blocks);
+        Self {
+            bits: weight.bits,
+            rest: leaves_rest(weight),
+            weight: weight.all(),
+            blocks: blocks.count,
+            per_group: blocks.per_group,
+            groups: weight.groups,
+            lines: weight.block_lines(),
+            depths: Shape::new(blocks.block, rows).depths,
+            tiles,
+            rows,
+            quads: &x.quads[..blocks.width() / 4 * rows],
+            scales: &x.scales[..blocks.count * rows],
+        }
+    }
+
+    /// Checks that everything is there which is counted, for blocks of `quads` quads.
+    pub(crate) fn check(&self, quads: usize) {
+        let items = self.blocks * self.rows;
+        let enough = self.quads.len() >= items * quads && self.scales.len() >= items;
+        assert!(enough, "too few activations");
+        let groups = self.tiles.end * self.groups;
+        let scales = match self.weight.scales {
+            TileScales::F16(scales) => scales.len(),
+            TileScales::F32(scales) => scales.len(),
+        };
+        let zeros = match self.weight.zeros {
+            TileZeros::Each(zeros) => zeros.len(),
+            TileZeros::All(_) => groups,
+        };
+        assert!(scales >= groups && zeros >= groups, "too few scales");
+        assert!(self.groups * self.per_group >= self.blocks, "blocks without a group");
+        let lines = self.tiles.end * self.blocks * self.lines;
+        assert!(self.weight.codes.len() >= lines, "too few codes");
+    }
+}
