@@ -170,7 +170,7 @@ impl Lowering {
     }
 
     /// Lets activations be rounded coarsely before these. Before gates and what they let pass that costs the trained
-    /// models of the tests at most 0.00002 nats a token, before `q`, `k` and `v` or before `down` 0.00017.
+    /// models of the tests at most 0.00003 nats a token, before `q`, `k` and `v` or before `down` up to 0.0002.
     fn round_coarsely(&mut self, projections: &[Projection]) {
         for projection in projections {
             self.program.weights[projection.weight.index()].rounding = Rounding::Coarse;

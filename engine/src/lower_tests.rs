@@ -100,6 +100,15 @@ fn a_layer_is_ten_steps() {
 }
 
 #[test]
+fn rounding_is_coarse_before_gates_alone() {
+    let spec = spec(2);
+    let program = lower(&spec, layout(&spec, false));
+    let coarse = program.weights.iter().filter(|w| w.rounding == Rounding::Coarse);
+    let labels: Vec<&str> = coarse.filter_map(|w| w.label.split(' ').next()).collect();
+    assert_eq!(labels, ["gate_up"; 2]);
+}
+
+#[test]
 fn parts_that_do_not_stack_fill_the_same_slot() {
     let spec = spec(1);
     let program = lower(&spec, layout(&spec, false));

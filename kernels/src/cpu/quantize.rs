@@ -159,7 +159,10 @@ impl Kernel for Quantize<'_> {
                     None => x[..block].copy_from_slice(&self.x[columns]),
                     Some(source) => gather(self.x, &source[item * block..][..block], &mut x),
                 }
-                quantize::<S, 8>(s, x.as_chunks().0, quads)
+                match block {
+                    ..=64 => quantize::<S, 4>(s, x.as_chunks().0, quads),
+                    _ => quantize::<S, 8>(s, x.as_chunks().0, quads),
+                }
             };
         }
     }

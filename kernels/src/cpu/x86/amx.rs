@@ -242,7 +242,7 @@ impl Opener {
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn all(zero: i32) -> Self {
-        Self::new((zero != 8).then(|| _mm512_set1_epi8(zero as i8 - 8)))
+        Self::new((zero != 8).then(|| _mm512_set1_epi8((zero as i8).wrapping_sub(8))))
     }
 
     /// For those of sixteen rows.
