@@ -31,17 +31,15 @@ use std::cell::Cell;
 /// Most rows: those of a matrix register.
 pub(crate) const MOST_ROWS: usize = 16;
 
-/// Rounds between asking for codes and opening them.
-const AHEAD: usize = 4;
+/// Lines of each tile between asking for codes and opening them: four rounds of the longest depths of 4 bits, two of
+/// 8 bits. Twice as many do not stay in the first-level cache.
+const LINES_AHEAD: usize = 32;
 
 /// Groups between asking for scales and using them.
 const GROUPS_AHEAD: usize = 4;
 
-/// Dots of a tile and a block, `[row, lane]`.
-pub(crate) type TileDots = [[i32; LANES]; MOST_ROWS];
-
-/// Sums of a tile, `[row, lane]`.
-pub(crate) type TileSums = [[f32; LANES]; MOST_ROWS];
+/// Most rows of all tiles side by side.
+const SET_ROWS: usize = STREAMS * MOST_ROWS;
 
 /// A linear over a few rows.
 #[derive(Debug)]
@@ -56,16 +54,17 @@ pub(crate) struct FewRows<'a, U> {
 #[repr(C, align(64))]
 pub(crate) struct Scratch {
     pub(crate) panels: [[[Line; DEPTH_QUADS]; STREAMS]; 2],
-    pub(crate) dots: [[TileDots; STREAMS]; 2],
-    /// Zero between sets.
-    pub(crate) sums: [TileSums; STREAMS],
+    /// `[round, tile, row, lane]`, without gaps where there are fewer rows: they would leave parts of the cache unused.
+    pub(crate) dots: [[i32; LANES]; 2 * SET_ROWS],
+    /// `[tile, row, lane]`, as dense; zero between sets.
+    pub(crate) sums: [[f32; LANES]; SET_ROWS],
 }
 
 impl Scratch {
     const EMPTY: Self = Self {
         panels: [[[Line([0; 64]); DEPTH_QUADS]; STREAMS]; 2],
-        dots: [[[[0; LANES]; MOST_ROWS]; STREAMS]; 2],
-        sums: [[[0.0; LANES]; MOST_ROWS]; STREAMS],
+        dots: [[0; LANES]; 2 * SET_ROWS],
+        sums: [[0.0; LANES]; SET_ROWS],
     };
 }
 
@@ -85,9 +84,9 @@ impl<U: MatrixUnit> Kernel for FewRows<'_, U> {
         let registers = self.unit.configure(Shape::new(weight.blocks.block, rows));
         let job = Job::new(weight, x, tiles.clone());
         registers.few_rows(&job, &mut scratch, |set, sums| {
-            for (tile, sums) in (set.tile..set.tile + set.tiles).zip(sums) {
-                put(&mut out, (&tiles, weight.n), bias, (tile, 0), &sums[..rows]);
-                sums[..rows].fill([0.0; LANES]);
+            for (tile, sums) in (set.tile..set.tile + set.tiles).zip(sums.chunks_mut(rows)) {
+                put(&mut out, (&tiles, weight.n), bias, (tile, 0), sums);
+                sums.fill([0.0; LANES]);
             }
         });
         SCRATCH.set(Some(scratch));
@@ -165,7 +164,8 @@ impl Job<'_> {
     #[inline(always)]
     pub(crate) fn ahead(&self, round: Round) -> (usize, usize) {
         let (tile, depth) = self.opened(round);
-        let later = self.later(round, depth + AHEAD, self.blocks * self.depths);
+        let ahead = (LINES_AHEAD / (self.lines / self.depths)).max(1);
+        let later = self.later(round, depth + ahead, self.blocks * self.depths);
         later.unwrap_or((tile, depth))
     }
 

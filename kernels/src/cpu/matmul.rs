@@ -21,8 +21,8 @@
 //! `code - 128` for 8 bits, which leaves `(128 - zero) * a_sum` to add. Reference: the generic
 //! kernel. Not here: the instructions ([`super::x86`]).
 
-use super::few_rows::{self, MOST_ROWS, Round, TileSums};
-use super::grouped::{Activations, GroupedLinear, STREAMS};
+use super::few_rows::{self, MOST_ROWS, Round};
+use super::grouped::{Activations, GroupedLinear};
 use super::isa::Kernel;
 use super::job::Job;
 use super::packed::{Packed, TileZeros};
@@ -166,7 +166,7 @@ pub(crate) trait MatrixRegisters {
         &self,
         job: &Job<'_>,
         scratch: &mut few_rows::Scratch,
-        done: impl FnMut(Round, &mut [TileSums; STREAMS]),
+        done: impl FnMut(Round, &mut [[f32; LANES]]),
     );
 
     /// Adds up all blocks of each two tiles, in order, for `rows` rows in strips, of a job that has room for as many

@@ -1,8 +1,7 @@
 //! Random weights, the list of instruction sets and matrix registers in plain Rust for this
 //! module's tests.
 
-use super::few_rows::{self, Round, TileSums};
-use super::grouped::STREAMS;
+use super::few_rows::{self, Round};
 use super::isa::{Isa, Machine};
 use super::job::Job;
 use super::matmul::{MatrixRegisters, MatrixUnit, Results, STRIP_ROWS, Scratch, Shape};
@@ -129,7 +128,7 @@ impl MatrixRegisters for Shape {
         &self,
         job: &Job<'_>,
         scratch: &mut few_rows::Scratch,
-        mut done: impl FnMut(Round, &mut [TileSums; STREAMS]),
+        mut done: impl FnMut(Round, &mut [[f32; LANES]]),
     ) {
         let sums = &mut scratch.sums;
         let mut round = job.first(job.tiles.start);
@@ -137,8 +136,8 @@ impl MatrixRegisters for Shape {
             let (asked, depth) = job.ahead(round);
             let beyond = job.line((asked + round.tiles - 1, depth + 1));
             assert!(beyond <= job.line((job.tiles.end, 0)), "asked beyond the last tile");
-            for (t, sums) in sums.iter_mut().enumerate().take(job.complete(round)) {
-                add_block(job, (round.tile + t, round.block), 0, &mut sums[..job.rows]);
+            for (t, sums) in sums.chunks_mut(job.rows).enumerate().take(job.complete(round)) {
+                add_block(job, (round.tile + t, round.block), 0, sums);
             }
             if job.is_last(round) {
                 done(round, sums);

@@ -7,7 +7,6 @@
 //! Not here: what is multiplied ([`super::super::matmul`]).
 
 use super::super::few_rows;
-use super::super::grouped::STREAMS;
 use super::super::job::Job;
 use super::super::matmul::{
     DEPTH_QUADS, MatrixRegisters, MatrixUnit, Results, STRIP_ROWS, Scratch, Shape,
@@ -187,7 +186,7 @@ impl MatrixRegisters for Registers {
         &self,
         job: &Job<'_>,
         scratch: &mut few_rows::Scratch,
-        done: impl FnMut(few_rows::Round, &mut [few_rows::TileSums; STREAMS]),
+        done: impl FnMut(few_rows::Round, &mut [[f32; LANES]]),
     ) {
         // SAFETY: the registers are configured, see `configure`, and `self` came from a proof of AVX-512.
         unsafe { amx_few::few_rows(self.shape, job, scratch, done) }

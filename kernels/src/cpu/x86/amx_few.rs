@@ -12,7 +12,7 @@
 //! products with their loads and stores take 60 cycles so, 80 if each is stored after the next, 100 at once
 //! (however many rows). Not here: the order of rounds ([`super::super::few_rows`]).
 
-use super::super::few_rows::{Round, Scratch, TileSums};
+use super::super::few_rows::{Round, Scratch};
 use super::super::grouped::STREAMS;
 use super::super::job::Job;
 use super::super::matmul::{MIDDLE, STRIP_ROWS, Shape};
@@ -34,7 +34,7 @@ pub(super) unsafe fn few_rows(
     shape: Shape,
     job: &Job<'_>,
     scratch: &mut Scratch,
-    done: impl FnMut(Round, &mut [TileSums; STREAMS]),
+    done: impl FnMut(Round, &mut [[f32; LANES]]),
 ) {
     let quads = job.lines * if job.bits == Bits::Four { 2 } else { 1 };
     assert!(job.rows == shape.rows && job.rows <= STRIP_ROWS, "rows of the registers");
@@ -108,7 +108,7 @@ unsafe fn rounds<const COMMON: bool>(
     shape: Shape,
     job: &Job<'_>,
     scratch: &mut Scratch,
-    mut done: impl FnMut(Round, &mut [TileSums; STREAMS]),
+    mut done: impl FnMut(Round, &mut [[f32; LANES]]),
 ) {
     let (mut now, mut before) = (0, 1);
     let mut under_way = [job.first(job.tiles.start), Round::NONE, Round::NONE];
@@ -151,7 +151,7 @@ unsafe fn round<const COMMON: bool>(
         let panels = scratch.panels.as_mut_ptr();
         let (panels, last_panels) = (panels.add(now), panels.add(before));
         let dots = scratch.dots.as_mut_ptr();
-        let (dots, next_dots) = (dots.add(now), dots.add(before));
+        let [dots, next_dots] = [now, before].map(|half| dots.add(half * STREAMS * job.rows));
         if multiplied.tiles > 0 {
             rows!(job.quads.as_ptr().add(quads), 4 * shape.block_quads());
         }
@@ -177,27 +177,27 @@ unsafe fn round<const COMMON: bool>(
                 if $t < done {
                     let group = (scaled.tile + $t) * job.groups + scaled.group;
                     let x = job.scales.as_ptr().add(scaled.block * job.rows);
-                    let sums = (&raw mut scratch.sums[$t]).cast();
-                    scale::<COMMON>(job, group, x, (&raw const (*dots)[$t]).cast(), sums);
+                    let sums = scratch.sums.as_mut_ptr().add($t * job.rows).cast();
+                    scale::<COMMON>(job, group, x, dots.add($t * job.rows).cast(), sums);
                 }
             };
         }
         // Dots of the round before, which are now scaled, are still in registers but for the first tile's.
         tile!(0, "tmm0", "tmm6");
         if done > 1 {
-            keep!("tmm1", &raw mut (*dots)[1]);
+            keep!("tmm1", dots.add(job.rows));
         }
         tile!(1, "tmm1", "tmm7");
         if done > 2 {
-            keep!("tmm2", &raw mut (*dots)[2]);
+            keep!("tmm2", dots.add(2 * job.rows));
         }
         tile!(2, "tmm2", "tmm6");
         if done > 3 {
-            keep!("tmm3", &raw mut (*dots)[3]);
+            keep!("tmm3", dots.add(3 * job.rows));
         }
         tile!(3, "tmm3", "tmm7");
         if kept > 0 {
-            keep!("tmm0", &raw mut (*next_dots)[0]);
+            keep!("tmm0", next_dots);
         }
     }
 }

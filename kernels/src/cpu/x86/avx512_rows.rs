@@ -32,6 +32,10 @@ use std::ops::Range;
 /// Lines that are taken in turn of each of several tiles side by side.
 const STREAM_LINES: usize = 16;
 
+/// Such parts of a tile between asking for lines and taking them: with one part two threads got 3 to 5 % less out of
+/// memory, with six as much less as with one.
+const STREAM_AHEAD: usize = 3;
+
 /// Most rows.
 pub(crate) const MOST_ROWS: usize = 4;
 
@@ -83,6 +87,12 @@ struct Place {
 }
 
 impl Place {
+    /// The beginning of a tile.
+    #[inline(always)]
+    fn first(tile: usize) -> Self {
+        Self { tile, block: 0, group: 0, at: 0 }
+    }
+
     /// The same tile `count` blocks on.
     #[inline(always)]
     fn on(mut self, job: &Job<'_>, count: usize) -> Self {
@@ -93,16 +103,16 @@ impl Place {
         self
     }
 
-    /// Where a tile's stream goes on after it: in the tile, or at the beginning of the one that it takes next.
+    /// Where the stream of tile `tile` is then: in the tile, or as far in the one that it takes next.
     #[inline(always)]
-    fn or_next(self, job: &Job<'_>, streams: usize) -> Self {
-        let next = self.tile + streams;
-        match self.block < job.blocks {
-            true => self,
-            false if next < job.tiles.end => Self { tile: next, block: 0, group: 0, at: 0 },
-            // Nothing comes: what was read is asked for again, which costs least.
-            false => Self { block: 0, group: 0, at: 0, ..self },
+    fn of(self, tile: usize, job: &Job<'_>, streams: usize) -> Self {
+        if self.block < job.blocks {
+            return Self { tile, ..self };
         }
+        let next = tile + streams;
+        // Where nothing comes, what was read is asked for again, which costs least.
+        let next = if next < job.tiles.end { next } else { tile };
+        Self::first(next).on(job, (self.block - job.blocks).min(job.blocks - 1))
     }
 
     #[inline(always)]
@@ -123,22 +133,22 @@ unsafe fn sets<const R: usize, const Q: usize>(
     streams: usize,
     mut done: impl FnMut(usize, &[Sums<R>]),
 ) {
-    let lines = if streams == 1 { PANEL } else { STREAM_LINES };
+    let (lines, parts) = if streams == 1 { (PANEL, 1) } else { (STREAM_LINES, STREAM_AHEAD) };
     let most = (lines / job.lines).max(1);
     let mut sums = [[[0.0; LANES]; R]; STREAMS];
     for first in job.tiles.clone().step_by(streams) {
         let sums = &mut sums[..streams.min(job.tiles.end - first)];
         sums.fill([[0.0; LANES]; R]);
-        let mut place = Place { tile: first, block: 0, group: 0, at: 0 };
+        let mut place = Place::first(first);
         while place.block < job.blocks {
             let count = most.min(job.blocks - place.block);
-            let next = place.on(job, count);
+            let later = place.on(job, parts * most);
             for (tile, sums) in (first..).zip(&mut *sums) {
-                let ahead = Place { tile, ..next }.or_next(job, streams);
+                let ahead = later.of(tile, job, streams);
                 // SAFETY: the caller's promises.
                 unsafe { add_part::<R, Q>(job, Place { tile, ..place }, count, ahead, sums) }
             }
-            place = next;
+            place = place.on(job, count);
         }
         done(first, sums);
     }
