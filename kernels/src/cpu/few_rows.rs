@@ -33,7 +33,7 @@ pub(crate) const MOST_ROWS: usize = 16;
 
 /// Lines of each tile between asking for codes and opening them: four rounds of the longest depths of 4 bits, two of
 /// 8 bits. Twice as many do not stay in the first-level cache.
-const LINES_AHEAD: usize = 32;
+pub(crate) const LINES_AHEAD: usize = 32;
 
 /// Groups between asking for scales and using them.
 const GROUPS_AHEAD: usize = 4;
@@ -145,7 +145,7 @@ impl Job<'_> {
     /// The first line of a tile's depth.
     #[inline(always)]
     pub(crate) fn line(&self, (tile, depth): (usize, usize)) -> usize {
-        (tile * self.blocks * self.depths + depth) * (self.lines / self.depths)
+        (tile * self.blocks * self.depths + depth) * self.depth_lines
     }
 
     /// Tiles that have all depths of a block when a round is multiplied: its own or none.
@@ -164,8 +164,7 @@ impl Job<'_> {
     #[inline(always)]
     pub(crate) fn ahead(&self, round: Round) -> (usize, usize) {
         let (tile, depth) = self.opened(round);
-        let ahead = (LINES_AHEAD / (self.lines / self.depths)).max(1);
-        let later = self.later(round, depth + ahead, self.blocks * self.depths);
+        let later = self.later(round, depth + self.ahead, self.blocks * self.depths);
         later.unwrap_or((tile, depth))
     }
 

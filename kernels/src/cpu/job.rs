@@ -3,6 +3,7 @@
 //! Input: a packed weight and activations of one height ([`super::packed`], [`super::grouped`]). Not here: the
 //! loops ([`super::few_rows`], [`super::matmul`] and the instruction sets').
 
+use super::few_rows::LINES_AHEAD;
 use super::grouped::Activations;
 use super::matmul::{Shape, leaves_rest};
 use super::packed::{Packed, Tile, TileScales, TileZeros};
@@ -26,6 +27,10 @@ pub(crate) struct Job<'a> {
     pub(crate) lines: usize,
     /// Of a block.
     pub(crate) depths: usize,
+    /// Of a depth.
+    pub(crate) depth_lines: usize,
+    /// Depths between asking for codes and opening them, for a few rows.
+    pub(crate) ahead: usize,
     pub(crate) tiles: Range<usize>,
     pub(crate) rows: usize,
     /// `[blocks, rows, quads]`
@@ -37,6 +42,7 @@ pub(crate) struct Job<'a> {
 impl<'a> Job<'a> {
     pub(crate) fn new(weight: &'a Packed, x: Activations<'a>, tiles: Range<usize>) -> Self {
         let (rows, blocks) = (x.layout.height, &weight.blocks);
+        let (lines, depths) = (weight.block_lines(), Shape::new(blocks.block, rows).depths);
         Self {
             bits: weight.bits,
             rest: leaves_rest(weight),
@@ -44,8 +50,10 @@ impl<'a> Job<'a> {
             blocks: blocks.count,
             per_group: blocks.per_group,
             groups: weight.groups,
-            lines: weight.block_lines(),
-            depths: Shape::new(blocks.block, rows).depths,
+            lines,
+            depths,
+            depth_lines: lines / depths,
+            ahead: (LINES_AHEAD * depths / lines).max(1),
             tiles,
             rows,
             quads: &x.quads[..blocks.width() / 4 * rows],

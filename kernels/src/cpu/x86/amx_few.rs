@@ -47,7 +47,7 @@ pub(super) unsafe fn few_rows(
     // SAFETY: the caller's promise; all tiles have all their codes and scales, all rows their quads, as just
     // checked.
     unsafe {
-        match (job.bits, job.lines / job.depths, job.rest) {
+        match (job.bits, job.depth_lines, job.rest) {
             (Bits::Four, 8, false) => rounds::<true>(shape, job, scratch, done),
             _ => rounds::<false>(shape, job, scratch, done),
         }
@@ -151,7 +151,8 @@ unsafe fn round<const COMMON: bool>(
         let panels = scratch.panels.as_mut_ptr();
         let (panels, last_panels) = (panels.add(now), panels.add(before));
         let dots = scratch.dots.as_mut_ptr();
-        let [dots, next_dots] = [now, before].map(|half| dots.add(half * STREAMS * job.rows));
+        let rows = job.rows;
+        let [dots, next_dots] = [now, before].map(|half| dots.add(half * STREAMS * rows));
         if multiplied.tiles > 0 {
             rows!(job.quads.as_ptr().add(quads), 4 * shape.block_quads());
         }
@@ -177,23 +178,23 @@ unsafe fn round<const COMMON: bool>(
                 if $t < done {
                     let group = (scaled.tile + $t) * job.groups + scaled.group;
                     let x = job.scales.as_ptr().add(scaled.block * job.rows);
-                    let sums = scratch.sums.as_mut_ptr().add($t * job.rows).cast();
-                    scale::<COMMON>(job, group, x, dots.add($t * job.rows).cast(), sums);
+                    let sums = scratch.sums.as_mut_ptr().add($t * rows).cast();
+                    scale::<COMMON>(job, group, x, dots.add($t * rows).cast(), sums);
                 }
             };
         }
         // Dots of the round before, which are now scaled, are still in registers but for the first tile's.
         tile!(0, "tmm0", "tmm6");
         if done > 1 {
-            keep!("tmm1", dots.add(job.rows));
+            keep!("tmm1", dots.add(rows));
         }
         tile!(1, "tmm1", "tmm7");
         if done > 2 {
-            keep!("tmm2", dots.add(2 * job.rows));
+            keep!("tmm2", dots.add(2 * rows));
         }
         tile!(2, "tmm2", "tmm6");
         if done > 3 {
-            keep!("tmm3", dots.add(3 * job.rows));
+            keep!("tmm3", dots.add(3 * rows));
         }
         tile!(3, "tmm3", "tmm7");
         if kept > 0 {
@@ -226,7 +227,7 @@ unsafe fn open<const COMMON: bool>(
         };
         match COMMON {
             true => (0..8).for_each(|i| line(Bits::Four, i)),
-            false => (0..job.lines / job.depths).for_each(|i| line(job.bits, i)),
+            false => (0..job.depth_lines).for_each(|i| line(job.bits, i)),
         }
     }
 }
