@@ -150,8 +150,7 @@ unsafe fn round<const COMMON: bool>(
         let codes = job.weight.codes.as_ptr();
         let panels = scratch.panels.as_mut_ptr();
         let (panels, last_panels) = (panels.add(now), panels.add(before));
-        let dots = scratch.dots.as_mut_ptr();
-        let rows = job.rows;
+        let (rows, dots) = (job.rows, scratch.dots.as_mut_ptr());
         let [dots, next_dots] = [now, before].map(|half| dots.add(half * STREAMS * rows));
         if multiplied.tiles > 0 {
             rows!(job.quads.as_ptr().add(quads), 4 * shape.block_quads());

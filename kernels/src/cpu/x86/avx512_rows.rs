@@ -103,7 +103,7 @@ impl Place {
         self
     }
 
-    /// Where the stream of tile `tile` is then: in the tile, or as far in the one that it takes next.
+    /// Where the stream of tile `tile` is then, at most a tile on: in the tile, or as far in the one that it takes next.
     #[inline(always)]
     fn of(self, tile: usize, job: &Job<'_>, streams: usize) -> Self {
         if self.block < job.blocks {
@@ -112,7 +112,7 @@ impl Place {
         let next = tile + streams;
         // Where nothing comes, what was read is asked for again, which costs least.
         let next = if next < job.tiles.end { next } else { tile };
-        Self::first(next).on(job, (self.block - job.blocks).min(job.blocks - 1))
+        Self::first(next).on(job, self.block - job.blocks)
     }
 
     #[inline(always)]
@@ -135,6 +135,7 @@ unsafe fn sets<const R: usize, const Q: usize>(
 ) {
     let (lines, parts) = if streams == 1 { (PANEL, 1) } else { (STREAM_LINES, STREAM_AHEAD) };
     let most = (lines / job.lines).max(1);
+    let far = job.blocks.min(parts * most);
     let mut sums = [[[0.0; LANES]; R]; STREAMS];
     for first in job.tiles.clone().step_by(streams) {
         let sums = &mut sums[..streams.min(job.tiles.end - first)];
@@ -142,7 +143,7 @@ unsafe fn sets<const R: usize, const Q: usize>(
         let mut place = Place::first(first);
         while place.block < job.blocks {
             let count = most.min(job.blocks - place.block);
-            let later = place.on(job, parts * most);
+            let later = place.on(job, far);
             for (tile, sums) in (first..).zip(&mut *sums) {
                 let ahead = later.of(tile, job, streams);
                 // SAFETY: the caller's promises.
