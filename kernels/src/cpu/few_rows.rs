@@ -32,7 +32,7 @@ use std::cell::Cell;
 pub(crate) const MOST_ROWS: usize = 16;
 
 /// Lines of each tile between asking for codes and opening them: four rounds of the longest depths of 4 bits, two of
-/// 8 bits. Twice as many do not stay in the first-level cache.
+/// 8 bits. With twice as many, four rows take up to 1.1 of the time.
 pub(crate) const LINES_AHEAD: usize = 32;
 
 /// Groups between asking for scales and using them.

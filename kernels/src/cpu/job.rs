@@ -61,8 +61,20 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Checks that everything is there which is counted, for blocks of `quads` quads.
-    pub(crate) fn check(&self, quads: usize) {
+    /// Quads of a block.
+    pub(crate) fn block_quads(&self) -> usize {
+        self.lines * if self.bits == Bits::Four { 2 } else { 1 }
+    }
+
+    /// The first line of a tile's block.
+    #[inline(always)]
+    pub(crate) fn block_line(&self, tile: usize, block: usize) -> usize {
+        (tile * self.blocks + block) * self.lines
+    }
+
+    /// Checks that everything is there which is counted.
+    pub(crate) fn check(&self) {
+        let quads = self.block_quads();
         let items = self.blocks * self.rows;
         let enough = self.quads.len() >= items * quads && self.scales.len() >= items;
         assert!(enough, "too few activations");

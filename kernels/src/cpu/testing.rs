@@ -178,7 +178,7 @@ fn add_block(
 ) {
     let group = tile * job.groups + block / job.per_group;
     let (zeros, scales) = (zeros_of(&job.weight, group), scales_of(&job.weight, group));
-    let lines = &job.weight.codes[(tile * job.blocks + block) * job.lines..][..job.lines];
+    let lines = &job.weight.codes[job.block_line(tile, block)..][..job.lines];
     let w: Vec<[u8; 64]> = lines.iter().flat_map(|line| opened(job.bits, line, &zeros)).collect();
     let item = |row| block * job.rows + first + row;
     let x: Vec<&[i32]> =

@@ -36,14 +36,13 @@ pub(super) unsafe fn few_rows(
     scratch: &mut Scratch,
     done: impl FnMut(Round, &mut [[f32; LANES]]),
 ) {
-    let quads = job.lines * if job.bits == Bits::Four { 2 } else { 1 };
     assert!(job.rows == shape.rows && job.rows <= STRIP_ROWS, "rows of the registers");
-    assert!(quads == shape.block_quads(), "quads of the registers");
+    assert!(job.block_quads() == shape.block_quads(), "quads of the registers");
     assert!(
         job.depths == shape.depths && job.lines.is_multiple_of(job.depths),
         "depths of the registers"
     );
-    job.check(quads);
+    job.check();
     // SAFETY: the caller's promise; all tiles have all their codes and scales, all rows their quads, as just
     // checked.
     unsafe {

@@ -39,14 +39,16 @@ pub(super) unsafe fn many_rows(
     scratch: &mut Scratch,
     results: &mut impl Results,
 ) {
-    let quads = job.lines * if job.bits == Bits::Four { 2 } else { 1 };
-    assert!(quads == shape.block_quads() && job.depths == shape.depths, "a block of the registers");
+    assert!(
+        job.block_quads() == shape.block_quads() && job.depths == shape.depths,
+        "a block of the registers"
+    );
     assert!(
         shape.rows == STRIP_ROWS && rows.next_multiple_of(STRIP_ROWS) <= job.rows,
         "too many rows"
     );
     assert!(job.rows <= MAX_ROWS, "more rows than sums");
-    job.check(quads);
+    job.check();
     let Scratch { sums, dots, panels, factors } = scratch;
     let (panels, factors) =
         (panels.each_mut().map(|p| &raw mut *p), factors.each_mut().map(|f| &raw mut *f));
@@ -164,7 +166,7 @@ impl Walk<'_> {
         let group = first_group + in_tile;
         ask_scales(job, tile..tile + 1, in_tile + LATER);
         let codes = |tile: usize, block: usize| {
-            job.weight.codes.as_ptr().wrapping_add((tile * job.blocks + block) * job.lines)
+            job.weight.codes.as_ptr().wrapping_add(job.block_line(tile, block))
         };
         let later = block + PANELS_AHEAD * self.blocks;
         let ahead = match later < job.blocks {

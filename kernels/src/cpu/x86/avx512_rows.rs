@@ -58,9 +58,8 @@ fn rows<const R: usize>(_: Avx512, linear: GroupedLinear<'_>) {
     let GroupedLinear { weight, bias, x, tiles, mut out, streams } = linear;
     assert!(out.rows() == R && x.layout.height == R, "other rows");
     let job = Job::new(weight, x, tiles.clone());
-    let quads = job.lines * if job.bits == Bits::Four { 2 } else { 1 };
-    job.check(quads);
-    assert!(quads.is_multiple_of(2), "a quad without its partner");
+    job.check();
+    assert!(job.block_quads().is_multiple_of(2), "a quad without its partner");
     let streams = streams.clamp(1, STREAMS);
     let done = |first: usize, sums: &[Sums<R>]| {
         for (tile, sums) in (first..).zip(sums) {
@@ -117,8 +116,7 @@ impl Place {
 
     #[inline(always)]
     fn line(self, job: &Job<'_>) -> *const Line {
-        let line = (self.tile * job.blocks + self.block) * job.lines;
-        job.weight.codes.as_ptr().wrapping_add(line)
+        job.weight.codes.as_ptr().wrapping_add(job.block_line(self.tile, self.block))
     }
 }
 
