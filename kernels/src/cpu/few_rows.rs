@@ -25,7 +25,7 @@ use super::isa::Kernel;
 use super::job::Job;
 use super::matmul::{DEPTH_QUADS, MatrixRegisters, MatrixUnit, Shape};
 use super::simd::{LANES, Line, Simd};
-use super::tile::put;
+use super::tile::PutTiles;
 use std::cell::Cell;
 
 /// Most rows: those of a matrix register.
@@ -76,7 +76,7 @@ thread_local! {
 impl<U: MatrixUnit> Kernel for FewRows<'_, U> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         let GroupedLinear { weight, bias, x, tiles, mut out, .. } = self.linear;
         let rows = out.rows();
         assert!(rows == x.layout.height && rows <= MOST_ROWS, "{rows} rows at once");
@@ -84,10 +84,9 @@ impl<U: MatrixUnit> Kernel for FewRows<'_, U> {
         let registers = self.unit.configure(Shape::new(weight.blocks.block, rows));
         let job = Job::new(weight, x, tiles.clone());
         registers.few_rows(&job, &mut scratch, |set, sums| {
-            for (tile, sums) in (set.tile..set.tile + set.tiles).zip(sums.chunks_mut(rows)) {
-                put(&mut out, (&tiles, weight.n), bias, (tile, 0), sums);
-                sums.fill([0.0; LANES]);
-            }
+            let (out, tiles, first) = (&mut out, &tiles, set.tile);
+            let sums = &mut sums[..set.tiles * rows];
+            s.apart(PutTiles { out, tiles, n: weight.n, bias, first, sums });
         });
         SCRATCH.set(Some(scratch));
     }

@@ -23,7 +23,7 @@ use super::super::grouped::{GroupedLinear, PANEL, STREAMS};
 use super::super::job::Job;
 use super::super::packed::{TileScales, TileZeros};
 use super::super::simd::{LANES, Line};
-use super::super::tile::put;
+use super::super::tile::PutTiles;
 use super::Avx512;
 use quant::Bits;
 use std::arch::x86_64::*;
@@ -54,17 +54,16 @@ pub(crate) fn some_rows(isa: Avx512, linear: GroupedLinear<'_>) {
     }
 }
 
-fn rows<const R: usize>(_: Avx512, linear: GroupedLinear<'_>) {
+fn rows<const R: usize>(isa: Avx512, linear: GroupedLinear<'_>) {
     let GroupedLinear { weight, bias, x, tiles, mut out, streams } = linear;
     assert!(out.rows() == R && x.layout.height == R, "other rows");
     let job = Job::new(weight, x, tiles.clone());
     job.check();
     assert!(job.block_quads().is_multiple_of(2), "a quad without its partner");
     let streams = streams.clamp(1, STREAMS);
-    let done = |first: usize, sums: &[Sums<R>]| {
-        for (tile, sums) in (first..).zip(sums) {
-            put(&mut out, (&tiles, weight.n), bias, (tile, 0), sums);
-        }
+    let done = |first: usize, sums: &mut [Sums<R>]| {
+        let (out, tiles, sums) = (&mut out, &tiles, sums.as_flattened_mut());
+        isa.run_apart(PutTiles { out, tiles, n: weight.n, bias, first, sums });
     };
     // SAFETY: the first argument proves the features; `check` has made sure that all tiles have all their codes
     // and scales, and the rows all their quads.
@@ -120,7 +119,7 @@ impl Place {
     }
 }
 
-/// All tiles, `streams` side by side.
+/// All tiles, `streams` side by side; calls `done` with the first of these and their sums, which that clears.
 ///
 /// # Safety
 /// The processor must have the features, and `job` must have passed its check.
@@ -129,7 +128,7 @@ impl Place {
 unsafe fn sets<const R: usize, const Q: usize>(
     job: &Job<'_>,
     streams: usize,
-    mut done: impl FnMut(usize, &[Sums<R>]),
+    mut done: impl FnMut(usize, &mut [Sums<R>]),
 ) {
     let (lines, parts) = if streams == 1 { (PANEL, 1) } else { (STREAM_LINES, STREAM_AHEAD) };
     let most = (lines / job.lines).max(1);
@@ -137,7 +136,6 @@ unsafe fn sets<const R: usize, const Q: usize>(
     let mut sums = [[[0.0; LANES]; R]; STREAMS];
     for first in job.tiles.clone().step_by(streams) {
         let sums = &mut sums[..streams.min(job.tiles.end - first)];
-        sums.fill([[0.0; LANES]; R]);
         let mut place = Place::first(first);
         while place.block < job.blocks {
             let count = most.min(job.blocks - place.block);
