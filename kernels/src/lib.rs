@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod devices;
 mod error;
+mod joins;
 pub mod memory;
 pub mod program;
 pub mod reference;

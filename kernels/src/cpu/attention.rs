@@ -29,6 +29,7 @@ use super::simd::{LANES, Simd};
 use super::softmax::{CHUNK, Soften, Weights};
 use crate::program::{BlockId, Mask};
 use std::array::from_ref;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Most queries of an item; more are taken in turns, each reading keys and values again.
@@ -77,6 +78,20 @@ struct Chunk<'a> {
     runs: [Run<'a>; CHUNK],
     /// Runs in use.
     len: usize,
+}
+
+/// What queries need while they are taken, of each thread its own, so that no item must clear one.
+struct Scratch {
+    all: [Weights; QUERIES],
+    room: [[f32; LANES]; ROOM],
+}
+
+impl Scratch {
+    const EMPTY: Self = Self { all: [Weights::NEW; QUERIES], room: [[0.0; LANES]; ROOM] };
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
 }
 
 /// Keys and values of some positions and columns of a chunk, as they lie or widened.
@@ -161,22 +176,16 @@ impl<'a> Attend<'a> {
     #[inline(always)]
     fn attend<S: Simd>(&mut self, s: S, queries: &mut [Query]) {
         for query in &*queries {
-            self.out(query).fill(0.0);
+            clear(s, self.out(query));
         }
         let seen = self.visible(&queries[0]).start..self.visible(&queries[queries.len() - 1]).end;
         let (first, end) = (seen.start / CHUNK, seen.end.div_ceil(CHUNK));
         let mut chunks = [Chunk::EMPTY; 2];
-        // Room that few queries do not need is not cleared for them.
-        let (mut few, mut many, mut room);
+        let mut scratch = SCRATCH.take().unwrap_or_else(|| Box::new(Scratch::EMPTY));
+        let Scratch { all, room } = &mut *scratch;
         let (all, room): (&mut [Weights], &mut [_]) = match queries.len() <= FEW {
-            true => {
-                few = [Weights::NEW; FEW];
-                (&mut few, &mut [])
-            }
-            false => {
-                (many, room) = ([Weights::NEW; QUERIES], [[0.0; LANES]; ROOM]);
-                (&mut many, &mut room)
-            }
+            true => (&mut all[..FEW], &mut []),
+            false => (all, room),
         };
         self.locate(first, &seen, &mut chunks[first % 2]);
         for c in first..end {
@@ -185,8 +194,9 @@ impl<'a> Attend<'a> {
             self.take_all(s, at, queries, (&mut *all, &mut *room));
         }
         for query in queries {
-            scale(self.out(query), 1.0 / query.sum);
+            scale(s, self.out(query), 1.0 / query.sum);
         }
+        SCRATCH.set(Some(scratch));
     }
 
     /// Finds the positions of chunk `c`, as far as seen.
@@ -372,11 +382,12 @@ impl<'a> Attend<'a> {
         let (mut factors, mut sums) = ([0.0; LANES], [0.0; LANES]);
         s.apart(Soften { all, max: &mut max, factors: &mut factors, sums: &mut sums });
         for (i, query) in queries.iter_mut().enumerate().take(all.len()) {
+            // Outputs of the first chunk are zero still.
+            if factors[i] != 1.0 && query.sum != 0.0 {
+                scale(s, self.out(query), factors[i]);
+            }
             query.max = max[i];
             query.sum = query.sum * factors[i] + sums[i];
-            if factors[i] != 1.0 {
-                scale(self.out(query), factors[i]);
-            }
         }
     }
 
@@ -476,10 +487,17 @@ impl<'a> Attend<'a> {
 }
 
 #[inline(always)]
-fn scale(row: &mut [f32], factor: f32) {
-    for x in row {
-        *x *= factor;
-    }
+fn clear<S: Simd>(s: S, row: &mut [f32]) {
+    let (vectors, rest) = row.as_chunks_mut();
+    vectors.iter_mut().for_each(|x| s.store(s.splat(0.0), x));
+    rest.fill(0.0);
+}
+
+#[inline(always)]
+fn scale<S: Simd>(s: S, row: &mut [f32], factor: f32) {
+    let (vectors, rest) = row.as_chunks_mut();
+    vectors.iter_mut().for_each(|x| s.store(s.mul(s.load(x), s.splat(factor)), x));
+    rest.iter_mut().for_each(|x| *x *= factor);
 }
 
 #[cfg(test)]

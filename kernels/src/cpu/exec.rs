@@ -6,18 +6,18 @@
 //! claims its own; no op reads the slot it writes, except in place in its own part, and slots that
 //! live at once do not overlap (validation and [`crate::memory`]). Not here: arithmetic, which is all safe code.
 
-use super::activate::GatedSilu;
+use super::activate::{GatedSilu, PairedInt8, PairedSilu};
 use super::attention::{Attend, item_size};
 use super::dense::DenseLinear;
 use super::grouped::{Activations, GroupedLinear, TILES_AT_LEAST};
 use super::isa::Machine;
 use super::kv::{KvCache, KvWrite};
 use super::norm::{HeadNorm, Norm};
-use super::packed::Packed;
-use super::plan::{ACTIVATE_COLUMNS, Phase, Plan};
-use super::quantize::{BlockScale, Quantize};
+use super::packed::{PAIRED, Packed};
+use super::plan::{Linear, Phase, Plan, stride};
+use super::quantize::{BlockScale, Blocks, Quantize};
 use super::rope::{Rotate, table_row};
-use super::share::{Place, Shared};
+use super::share::{MatMut, Place, Shared};
 use super::simd::LANES;
 use super::store::Stored;
 use super::team::Member;
@@ -31,24 +31,30 @@ use std::sync::atomic::AtomicUsize;
 /// cache, or the first, when the next reads it.
 const CHAIN_ROWS: usize = 8;
 
+/// Columns of an activation that one item covers.
+const ACTIVATE_COLUMNS: usize = 512;
+
 /// All memory of a runner but the weights.
 #[derive(Debug)]
 pub(crate) struct Buffers {
     pub(crate) slots: Shared<f32>,
+    /// Of each member as much room.
+    pub(crate) gates: Shared<f32>,
     pub(crate) ropes: Shared<f32>,
     pub(crate) quads: Shared<i32>,
     pub(crate) scales: Shared<BlockScale>,
     pub(crate) kv: Vec<KvCache>,
 }
 
-/// The fields of [`Op::Attend`].
+/// The fields of [`Op::Attend`], and the weight that wants its results as int8.
 #[derive(Debug, Clone, Copy)]
-struct Attention {
+struct Attention<'a> {
     q: Heads,
     layer: KvLayer,
     mask: Mask,
     scale: f32,
     out: SlotId,
+    next: Option<&'a Packed>,
 }
 
 /// One step as a member sees it.
@@ -86,21 +92,29 @@ impl Exec<'_> {
 
     /// This member's share of a phase; of one that is split by rows, `rows` of them.
     fn phase(&self, phase: usize, rows: Range<usize>) {
-        let claimed = &self.claimed[phase];
-        match self.plan.phases[phase].phase {
+        let (planned, claimed) = (&self.plan.phases[phase], &self.claimed[phase]);
+        match planned.phase {
             Phase::RopeTables => self.rope_tables(rows),
             Phase::Quantize { x, weight, by_rows } => {
                 self.quantize(x, weight, by_rows.then_some(rows));
             }
-            Phase::ActivateQuantize { x, out, weight } => self.activate(x, out, Some(weight)),
+            Phase::Gated { ref gates, out, next } => {
+                let next = next.and_then(|next| self.weight(next).packed());
+                self.gated(gates, out, next, claimed);
+            }
             Phase::Op(Op::Embed { table, out }) => self.embed(table, out, rows),
             Phase::Op(Op::Norm { x, add, weight, eps, out }) => {
                 self.norm([x, out], add, (weight, eps), rows);
             }
             Phase::Op(Op::Linear { x, weight, bias, out }) => {
+                let (linear, out) = (Linear { x, weight, bias }, self.view(out));
                 let tiles = out.width.div_ceil(LANES);
                 self.member.claim(tiles, TILES_AT_LEAST, claimed, |tiles| {
-                    self.linear((x, weight, bias), tiles, out);
+                    let first = tiles.start * LANES;
+                    let own = out.columns(first, out.width.min(tiles.end * LANES) - first);
+                    // SAFETY: a member writes the columns of tiles that it alone has claimed.
+                    let out = unsafe { self.buffers.slots.mat_mut(own) };
+                    self.linear(&linear, tiles, out);
                 });
             }
             Phase::Op(Op::HeadNorm { heads, weight, eps }) => {
@@ -109,9 +123,10 @@ impl Exec<'_> {
             Phase::Op(Op::Rope { heads, rope }) => self.rope(heads, rope, rows),
             Phase::Op(Op::KvWrite { layer, k, v }) => self.kv_write(layer, k, v, rows),
             Phase::Op(Op::Attend { q, layer, mask, scale, out }) => {
-                self.attend_all(&Attention { q, layer, mask, scale, out }, claimed);
+                let next = planned.next.and_then(|next| self.weight(next).packed());
+                self.attend_all(&Attention { q, layer, mask, scale, out, next }, claimed);
             }
-            Phase::Op(Op::Activate { x, out, .. }) => self.activate(x, out, None),
+            Phase::Op(Op::Activate { x, out, .. }) => self.activate(x, out),
             Phase::Op(Op::Gather { x, out }) => self.gather(x, out),
         }
     }
@@ -185,58 +200,110 @@ impl Exec<'_> {
         }
     }
 
+    /// Where some blocks of a row of a slot go.
+    ///
+    /// # Safety
+    /// Nobody else may read or write them before the next barrier.
+    unsafe fn int8(
+        &self,
+        x: SlotId,
+        blocks: &Blocks,
+        row: usize,
+        items: Range<usize>,
+    ) -> (MatMut<'_, i32>, MatMut<'_, BlockScale>) {
+        let layout = self.machine.quad_layout(self.place(x).rows, blocks);
+        let first = self.plan.int8(x);
+        let own = |width, first| {
+            let place = layout.row(row, blocks.count, width).slice(items.clone());
+            Place { offset: first + place.offset, ..place }
+        };
+        let (quads, scales) = (own(blocks.block / 4, first.quads), own(1, first.blocks));
+        // SAFETY: the caller's promise.
+        unsafe { (self.buffers.quads.mat_mut(quads), self.buffers.scales.mat_mut(scales)) }
+    }
+
     /// Some blocks of one row.
     fn quantize_row(&self, x: SlotId, packed: &Packed, row: usize, items: Range<usize>) {
         let (place, blocks) = (self.place(x), &packed.blocks);
-        let layout = self.machine.quad_layout(place.rows, blocks);
-        let own = |width| layout.row(row, blocks.count, width).slice(items.clone());
         let columns = match blocks.source {
             None => items.start * blocks.block..items.end * blocks.block,
             Some(_) => 0..place.width,
         };
-        let x = place.slice(row..row + 1).columns(columns.start, columns.len());
+        let own = place.slice(row..row + 1).columns(columns.start, columns.len());
         // SAFETY: nobody else writes these columns of the row before the next barrier: either nobody
         // writes the slot at all, or this member the row, or these columns. A member writes quads
         // and scales of its own items.
-        let (x, quads, scales) = unsafe {
-            let quads = self.buffers.quads.mat_mut(own(blocks.block / 4));
-            (self.buffers.slots.mat(x), quads, self.buffers.scales.mat_mut(own(1)))
-        };
+        let (x, (quads, scales)) =
+            unsafe { (self.buffers.slots.mat(own), self.int8(x, blocks, row, items.clone())) };
         self.machine.run(Quantize { x: x.row(0), blocks, items, quads, scales });
     }
 
-    /// Some tiles of a linear.
-    fn linear(
-        &self,
-        (x, weight, bias): (SlotId, WeightId, Option<WeightId>),
-        tiles: Range<usize>,
-        out: SlotView,
-    ) {
+    /// Some tiles of a linear, into columns of their own.
+    fn linear(&self, linear: &Linear, tiles: Range<usize>, out: MatMut<'_>) {
+        let (x, bias) = (self.place(linear.x), linear.bias);
         let bias = bias.map(|bias| self.weight(bias).vector());
-        let first = tiles.start * LANES;
-        let width = out.width.min(tiles.end * LANES) - first;
-        let place = self.view(out).columns(first, width);
-        // SAFETY: a member writes the columns of tiles that it alone has claimed.
-        let out = unsafe { self.buffers.slots.mat_mut(place) };
-        match self.weight(weight) {
+        match self.weight(linear.weight) {
             Stored::Packed(weight) => {
-                let layout = self.machine.quad_layout(place.rows, &weight.blocks);
-                let blocks = layout.rows(place.rows) * weight.blocks.count;
-                // SAFETY: nobody writes quads or scales in this phase.
+                let layout = self.machine.quad_layout(x.rows, &weight.blocks);
+                let blocks = layout.rows(x.rows) * weight.blocks.count;
+                let quads = blocks * weight.blocks.block / 4;
+                let first = self.plan.int8(linear.x);
+                // SAFETY: nobody writes these quads or scales in this phase.
                 let (quads, scales) = unsafe {
-                    let quads = self.buffers.quads.read(0..blocks * weight.blocks.block / 4);
-                    (quads, self.buffers.scales.read(0..blocks))
+                    let quads = self.buffers.quads.read(first.quads..first.quads + quads);
+                    (quads, self.buffers.scales.read(first.blocks..first.blocks + blocks))
                 };
                 let x = Activations { quads, scales, layout };
                 let streams = self.machine.streams();
                 self.machine.multiply(GroupedLinear { weight, bias, x, tiles, out, streams });
             }
             Stored::Tiles(weight) => {
-                // SAFETY: nobody writes `x` in this phase; it is another slot than `out`.
-                let x = unsafe { self.buffers.slots.mat(self.place(x)) };
+                // SAFETY: nobody writes `x` in this phase; it is another slot than that of `out`.
+                let x = unsafe { self.buffers.slots.mat(x) };
                 self.machine.run(DenseLinear { weight, bias, x, tiles, out });
             }
             Stored::Rows(_) | Stored::Vector(_) => {}
+        }
+    }
+
+    /// Gates that no other member has claimed, and what they let pass.
+    fn gated(&self, gates: &Linear, out: SlotId, next: Option<&Packed>, claimed: &AtomicUsize) {
+        let Place { rows, width, .. } = self.place(out);
+        let most = self.plan.gates_together(rows);
+        self.member.claim(width / PAIRED, 1, claimed, |all| {
+            for start in all.clone().step_by(most) {
+                self.gated_pairs(gates, out, next, start..all.end.min(start + most));
+            }
+        });
+    }
+
+    /// Some pairs of [`PAIRED`] columns of all rows, in the member's own room.
+    fn gated_pairs(&self, gates: &Linear, out: SlotId, next: Option<&Packed>, pairs: Range<usize>) {
+        let (slot, width) = (self.place(out), 2 * PAIRED * pairs.len());
+        let offset = self.member.index() * self.plan.gate_room;
+        let room = Place { offset, stride: stride(width), rows: slot.rows, width };
+        let tiles = 2 * PAIRED / LANES;
+        // SAFETY: a member alone touches its room.
+        let gated = unsafe { self.buffers.gates.mat_mut(room) };
+        self.linear(gates, pairs.start * tiles..pairs.end * tiles, gated);
+        let columns = pairs.start * PAIRED..pairs.end * PAIRED;
+        for row in 0..slot.rows {
+            // SAFETY: a member alone touches its room, which it has written.
+            let gated = unsafe { self.buffers.gates.mat(room.slice(row..row + 1)) };
+            let pairs = gated.row(0);
+            if let Some(Packed { blocks, .. }) = next {
+                let block = blocks.block;
+                let items = columns.start / block..columns.end / block;
+                // SAFETY: a member writes quads and scales of blocks that it alone has claimed; they
+                // are not those that are read in this phase ([`Plan::int8`]).
+                let (quads, scales) = unsafe { self.int8(out, blocks, row, items) };
+                self.machine.run(PairedInt8 { pairs, block, quads, scales });
+            } else {
+                let own = slot.slice(row..row + 1).columns(columns.start, columns.len());
+                // SAFETY: a member writes columns that it alone has claimed; nobody reads the slot.
+                let mut out = unsafe { self.buffers.slots.mat_mut(own) };
+                self.machine.run(PairedSilu { pairs, out: out.row(0) });
+            }
         }
     }
 
@@ -289,7 +356,7 @@ impl Exec<'_> {
     }
 
     /// Items of all sequences: some tokens of one sequence and query heads of one KV head.
-    fn attend_all(&self, op: &Attention, claimed: &AtomicUsize) {
+    fn attend_all(&self, op: &Attention<'_>, claimed: &AtomicUsize) {
         let kv_heads = self.kv(op.layer).shape.heads;
         let shared = op.q.count / kv_heads;
         let sequences = 0..self.input.query_ends.len();
@@ -310,8 +377,13 @@ impl Exec<'_> {
                 let first = rows.start + part * tokens;
                 let rows = first..rows.end.min(first + tokens);
                 let first = group % splits * heads;
-                let at = (sequence, group / splits);
-                self.attend(op, at, rows, first..shared.min(first + heads));
+                let (head, heads) = (group / splits, first..shared.min(first + heads));
+                self.attend(op, (sequence, head), rows.clone(), heads.clone());
+                if let Some(next) = op.next {
+                    let column = |at| (head * shared + at) * op.q.width / next.blocks.block;
+                    let blocks = column(heads.start)..column(heads.end);
+                    rows.for_each(|row| self.quantize_row(op.out, next, row, blocks.clone()));
+                }
             }
         });
     }
@@ -319,7 +391,7 @@ impl Exec<'_> {
     /// One item: token rows of a sequence and some query heads of a KV head.
     fn attend(
         &self,
-        op: &Attention,
+        op: &Attention<'_>,
         (sequence, head): (usize, usize),
         rows: Range<usize>,
         heads: Range<usize>,
@@ -351,10 +423,8 @@ impl Exec<'_> {
         });
     }
 
-    /// An activation, and its results to int8 if a weight wants them.
-    fn activate(&self, x: SlotId, to: SlotId, weight: Option<WeightId>) {
+    fn activate(&self, x: SlotId, to: SlotId) {
         let (x, out) = (self.place(x), self.place(to));
-        let packed = weight.and_then(|weight| self.weight(weight).packed());
         let parts = out.width.div_ceil(ACTIVATE_COLUMNS);
         for item in self.member.share(out.rows * parts) {
             let (row, start) = (item / parts, item % parts * ACTIVATE_COLUMNS);
@@ -368,10 +438,6 @@ impl Exec<'_> {
                 (gate_up.0, gate_up.1, slots.mat_mut(own(out, start)))
             };
             self.machine.run(GatedSilu { gate: gate.row(0), up: up.row(0), out: out.row(0) });
-            if let Some(packed) = packed {
-                let blocks = start / packed.blocks.block..(start + width) / packed.blocks.block;
-                self.quantize_row(to, packed, row, blocks);
-            }
         }
     }
 

@@ -165,7 +165,7 @@ impl Backend for CpuBackend {
     ) -> Result<Box<dyn Runner>, Error> {
         validate::program(program)?;
         validate::limits(limits)?;
-        let weights = store::load(program, weights, self.threads())?;
+        let weights = store::load(program, weights, self.threads(), limits.trace)?;
         let device = (self.machine, self.team_for(program)?);
         Ok(Box::new(CpuRunner::new(device, program, weights, limits)?))
     }

@@ -34,6 +34,8 @@ pub(crate) struct Packed {
     pub(crate) groups: usize,
     /// Blocks of a panel, which several rows share.
     pub(crate) panel: usize,
+    /// Whether gates lie beside what belongs to them ([`PAIRED`]).
+    pub(crate) paired: bool,
     codes: Pages<Line>,
     scales: Scales,
     zeros: Zeros,
@@ -78,6 +80,28 @@ pub(crate) struct Tile<'a> {
     pub(crate) zeros: TileZeros<'a>,
 }
 
+/// Rows of gates that lie together in a paired matrix, with the rows that belong to them behind: whole blocks
+/// of what they let pass, and four tiles, which a few rows take side by side.
+pub(crate) const PAIRED: usize = 64;
+
+/// The declared rows that lie at `rows` of a paired matrix of `n` rows, whose first half are gates.
+fn paired_rows(n: usize, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut at = rows.start;
+    std::iter::from_fn(move || {
+        let (pair, within) = (at / (2 * PAIRED), at % (2 * PAIRED));
+        let count = (PAIRED - within % PAIRED).min(rows.end - at);
+        let first = within / PAIRED * (n / 2) + pair * PAIRED + within % PAIRED;
+        at += count;
+        (count > 0).then_some(first..first + count)
+    })
+}
+
+/// Where a declared row of such a matrix lies.
+fn paired_place(n: usize, row: usize) -> usize {
+    let (half, gate) = (row / (n / 2), row % (n / 2));
+    (2 * (gate / PAIRED) + half) * PAIRED + gate % PAIRED
+}
+
 /// Columns of a line.
 fn line_columns(bits: Bits) -> usize {
     match bits {
@@ -88,6 +112,7 @@ fn line_columns(bits: Bits) -> usize {
 
 impl Packed {
     /// Repacks a matrix on the current rayon pool, into memory of `arena`; `load` delivers its rows as declared.
+    /// A paired one has a multiple of 128 rows.
     ///
     /// # Errors
     /// What `load` returns, [`Error::Device`] for want of memory, and [`Error::Weight`] if parts
@@ -95,9 +120,11 @@ impl Packed {
     pub(crate) fn load(
         decl: &WeightDecl,
         arena: &Arena,
+        paired: bool,
         load: impl Fn(Range<usize>) -> Result<Grouped, Error> + Sync,
     ) -> Result<Self, Error> {
         let [n, k] = decl.shape;
+        assert!(!paired || n.is_multiple_of(2 * PAIRED), "{n} rows in pairs");
         let first = load(0..n.min(LANES))?;
         let GroupedShape { group, bits, .. } = first.shape();
         let blocks = Blocks::new(k, group, first.perm(), decl.rounding);
@@ -111,7 +138,14 @@ impl Packed {
         let vectors = vectors.zip(zeros.par_chunks_mut(parts.tiles * groups));
         let all = codes.par_chunks_mut(parts.tiles * lines).zip(vectors).enumerate();
         all.try_for_each(|(part, (codes, (scales, zeros)))| {
-            let w = load(parts.rows(part))?;
+            let w = match paired {
+                false => load(parts.rows(part))?,
+                true => {
+                    let all = paired_rows(n, parts.rows(part)).map(&load);
+                    let all = all.collect::<Result<Vec<_>, _>>()?;
+                    Grouped::stack(&all).ok_or_else(|| other_order(decl))?
+                }
+            };
             if w.perm() != first.perm() {
                 return Err(other_order(decl));
             }
@@ -122,7 +156,7 @@ impl Packed {
         })?;
         let (scales, zeros) = (Scales::new(scales), Zeros::new(zeros, groups, n));
         let panel = (PANEL * line_columns(bits) / blocks.block).max(1);
-        Ok(Self { n, k, bits, blocks, groups, panel, codes, scales, zeros })
+        Ok(Self { n, k, bits, blocks, groups, panel, paired, codes, scales, zeros })
     }
 
     /// Repacks a canonical matrix.
@@ -134,10 +168,16 @@ impl Packed {
     /// Repacks a canonical matrix for activations that are rounded so.
     #[cfg(test)]
     pub(crate) fn rounded(w: &Grouped, rounding: Rounding) -> Self {
+        Self::of(w, rounding, false)
+    }
+
+    /// Repacks a canonical matrix.
+    #[cfg(test)]
+    pub(crate) fn of(w: &Grouped, rounding: Rounding, paired: bool) -> Self {
         let weight = quant::Weight::Grouped(w.clone());
         let plain = WeightDecl::new("w", weight.shape(), weight.format());
         let decl = WeightDecl { rounding, ..plain };
-        Self::load(&decl, &Arena::default(), |rows| Ok(w.rows(rows))).unwrap()
+        Self::load(&decl, &Arena::default(), paired, |rows| Ok(w.rows(rows))).unwrap()
     }
 
     /// Number of tiles.
@@ -210,7 +250,8 @@ impl Packed {
 
     /// Dequantizes row `row` into `out_k`, input column order.
     pub(crate) fn row(&self, row: usize, out_k: &mut [f32]) {
-        let (tile, lane) = (self.tile(row / LANES), row % LANES);
+        let place = if self.paired { paired_place(self.n, row) } else { row };
+        let (tile, lane) = (self.tile(place / LANES), place % LANES);
         let group = self.k / self.groups;
         for (i, column) in self.blocks.stored_columns(group).enumerate() {
             let Some(column) = column else { continue };
@@ -398,13 +439,31 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_a_paired_matrix_survive_and_gates_lie_beside_what_belongs_to_them() {
+        for (n, k) in [(128, 64), (384, 128), (384, 4096)] {
+            let spec = GroupedSpec { n, k, zeros: true, ..GroupedSpec::default() };
+            let (w, mut out) = (random_grouped(&spec), vec![f32::NAN; k]);
+            let packed = spec.paired();
+            for row in 0..n {
+                packed.row(row, &mut out);
+                assert_eq!(out, quant::reference::dequantize_row(&w, row), "row {row} of {n}");
+            }
+            let (unpaired, tiles) = (Packed::new(&w), n / LANES);
+            let place = |tile| (tile / 8 * 4 + tile % 4) + tile % 8 / 4 * (tiles / 2);
+            for tile in 0..tiles {
+                assert_eq!(packed.tile(tile).codes, unpaired.tile(place(tile)).codes, "{tile}");
+            }
+        }
+    }
+
+    #[test]
     fn parts_in_different_column_orders_are_refused() {
         let spec = GroupedSpec { n: 300, k: 4096, act_order: true, ..GroupedSpec::default() };
         let [a, b] = [1, 2].map(|seed| random_grouped(&GroupedSpec { seed, ..spec }));
         let format = quant::Weight::Grouped(a.clone()).format();
         let deliver = |rows: Range<usize>| Ok(if rows.end < 300 { &a } else { &b }.rows(rows));
         let decl = WeightDecl::new("w", [spec.n, spec.k], format);
-        let refused = Packed::load(&decl, &Arena::default(), deliver).unwrap_err();
+        let refused = Packed::load(&decl, &Arena::default(), false, deliver).unwrap_err();
         assert!(
             refused.to_string().starts_with("weight w: expected one column order"),
             "{refused}"

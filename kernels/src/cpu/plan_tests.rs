@@ -70,7 +70,9 @@ fn names(plan: &Plan) -> String {
             Phase::RopeTables => "tables",
             Phase::Quantize { by_rows: true, .. } => "quantize-rows",
             Phase::Quantize { by_rows: false, .. } => "quantize",
-            Phase::ActivateQuantize { .. } => "activate-quantize",
+            Phase::Gated { next: Some(_), .. } => "gated-int8",
+            Phase::Gated { .. } => "gated",
+            Phase::Op(Op::Attend { .. }) if planned.next.is_some() => "attend-quantize",
             Phase::Op(op) => op.name(),
         };
         format!("{name}{}", if planned.barrier { " | " } else { " " })
@@ -105,29 +107,100 @@ fn chains_are_the_phases_between_barriers() {
     assert_eq!(plan.chains, expected.map(|(phases, rows)| Chain { phases, rows }));
 }
 
-#[test]
-fn an_activation_is_quantized_with_the_columns_in_order() {
+/// A feed-forward block of `width` columns between slots 1 and 0, and then a step that reads `read`; the gates
+/// are in slot 2, and what they let pass in slot 3.
+fn feed_forward(width: usize, read: u32) -> Program {
     let mut program = program();
-    let [x, h, attn] = [1, 2, 3].map(SlotId);
-    let out = SlotView { slot: SlotId(0), start: 0, width: 64 };
+    let [x, out, gates, passed] = [1, 0, 2, 3].map(SlotId);
+    program.slots[2].width = 2 * width;
+    program.slots[3].width = width;
+    let linear = |x, weight, (slot, width)| {
+        let out = SlotView { slot, start: 0, width };
+        Op::Linear { x, weight: WeightId(weight), bias: None, out }
+    };
     let ops = [
-        Op::Activate { kind: Activation::Silu, x: h, out: x },
-        Op::Linear { x, weight: WeightId(0), bias: None, out },
-        Op::Activate { kind: Activation::Silu, x: h, out: attn },
-        Op::Linear { x, weight: WeightId(0), bias: None, out },
+        linear(x, 0, (gates, 2 * width)),
+        Op::Activate { kind: Activation::Silu, x: gates, out: passed },
+        linear(passed, 1, (out, 64)),
+        Op::Gather { x: SlotId(read), out: SlotId(5) },
     ];
     program.steps = ops.map(|op| Step { label: op.name().to_owned(), op }).into();
-    let plan = Plan::new(&program, &weights(), &LIMITS);
-    let expected = "tables | activate-quantize | linear | activate | quantize | linear | ";
+    program
+}
+
+/// The weights of [`feed_forward`], the first in pairs, the second as `down` has it.
+fn gating(width: usize, down: &GroupedSpec) -> Vec<Stored> {
+    let gates = GroupedSpec { n: 2 * width, k: 64, ..GroupedSpec::default() };
+    let down = GroupedSpec { n: 64, k: width, ..*down };
+    vec![Stored::Packed(gates.paired()), Stored::Packed(down.packed())]
+}
+
+#[test]
+fn what_gates_let_pass_goes_to_int8_and_lies_in_no_slot() {
+    let weights = gating(128, &GroupedSpec::default());
+    let plan = Plan::new(&feed_forward(128, 0), &weights, &LIMITS);
+    assert_eq!(names(&plan), "tables quantize-rows | gated-int8 | linear | gather | ");
+    // Up to eight rows of 64 columns are read while up to eight of 128 are written.
+    let passed = Int8Place { quads: 8 * 16, blocks: 8 };
+    assert_eq!((plan.int8(SlotId(1)), plan.int8(SlotId(3))), (Int8Place::default(), passed));
+    assert_eq!((plan.quads, plan.blocks), (8 * 16 + 8 * 32, 8 + 2 * 8));
+    // Three rows of twice 128 columns, all there are, each some columns from the one before it.
+    assert_eq!((plan.gate_room, plan.gates_together(3)), (3 * (256 + LANES), 2));
+}
+
+#[test]
+fn it_goes_to_its_slot_if_the_next_linear_takes_it_otherwise_or_something_else_reads_it() {
+    let (fine, expected) = (GroupedSpec::default(), "gated | quantize | linear | gather | ");
+    let plan = Plan::new(&feed_forward(128, 3), &gating(128, &fine), &LIMITS);
+    assert!(names(&plan).ends_with(expected), "read: {}", names(&plan));
+    for down in [GroupedSpec { act_order: true, ..fine }, GroupedSpec { group: 8, ..fine }] {
+        let plan = Plan::new(&feed_forward(128, 0), &gating(128, &down), &LIMITS);
+        assert!(names(&plan).ends_with(expected), "{down:?}: {}", names(&plan));
+        assert_eq!(plan.int8(SlotId(3)), Int8Place::default());
+    }
+}
+
+#[test]
+fn gates_that_are_not_paired_lie_in_their_slot() {
+    let mut weights = gating(64, &GroupedSpec::default());
+    let gates = GroupedSpec { n: 128, k: 64, ..GroupedSpec::default() };
+    weights[0] = Stored::Packed(gates.packed());
+    let plan = Plan::new(&feed_forward(64, 0), &weights, &LIMITS);
+    let expected = "tables quantize-rows | linear | activate | quantize | linear | gather | ";
     assert_eq!(names(&plan), expected);
-    assert_eq!(plan.quads, 8 * 16, "room for an activation's quads");
-    for spec in [
-        GroupedSpec { act_order: true, ..GroupedSpec::default() },
-        GroupedSpec { group: 36, k: 72, ..GroupedSpec::default() },
-    ] {
-        let packed = vec![Stored::Packed(spec.packed())];
-        let plan = Plan::new(&program, &packed, &LIMITS);
-        assert!(!names(&plan).contains("activate-quantize"), "{spec:?}");
+}
+
+#[test]
+fn a_member_has_room_for_the_gates_of_all_rows_that_it_takes_at_a_time() {
+    let weights = gating(4096, &GroupedSpec::default());
+    for tokens in [1, 3, 100, 512, 3000] {
+        let limits = StepLimits { tokens, ..LIMITS };
+        let plan = Plan::new(&feed_forward(4096, 0), &weights, &limits);
+        for rows in [1, tokens.div_ceil(2), tokens] {
+            let together = plan.gates_together(rows);
+            let room = rows * stride(2 * PAIRED * together);
+            assert!(room <= plan.gate_room, "{together} times {rows} of {tokens} rows");
+        }
+        let least = tokens * stride(2 * PAIRED);
+        assert!(plan.gate_room <= GATE_ROOM.max(least), "{tokens} rows");
+    }
+}
+
+#[test]
+fn attention_makes_int8_where_heads_are_whole_blocks() {
+    let mut program = program();
+    let (attn, out) = (SlotId(3), SlotView { slot: SlotId(1), start: 0, width: 64 });
+    program.steps.truncate(7);
+    let op = Op::Linear { x: attn, weight: WeightId(1), bias: None, out };
+    program.steps.push(Step { label: op.name().to_owned(), op });
+    for (group, expected) in
+        [(16, "attend-quantize | linear | "), (32, "attend | quantize | linear | ")]
+    {
+        let spec = GroupedSpec { n: 64, k: 32, group, ..GroupedSpec::default() };
+        let weights =
+            weights().into_iter().chain([Stored::Packed(spec.packed())]).collect::<Vec<_>>();
+        let plan = Plan::new(&program, &weights, &LIMITS);
+        assert!(names(&plan).ends_with(expected), "groups of {group}: {}", names(&plan));
     }
 }
 

@@ -144,27 +144,41 @@ impl Kernel for Quantize<'_> {
     fn run<S: Simd>(mut self, s: S) {
         let Blocks { block, ref source, .. } = *self.blocks;
         for (i, item) in self.items.enumerate() {
-            let (columns, quads) = (i * block..(i + 1) * block, self.quads.row(i));
-            // The blocks of most models, straight from where they lie.
-            let straight = |len| block == len && source.is_none();
-            self.scales.row(i)[0] = if straight(128) {
-                quantize::<S, 8>(s, self.x[columns].as_chunks().0, quads)
-            } else if straight(64) {
-                quantize::<S, 4>(s, self.x[columns].as_chunks().0, quads)
-            } else if straight(32) {
-                quantize::<S, 2>(s, self.x[columns].as_chunks().0, quads)
-            } else {
-                let mut x = [0.0; MAX_BLOCK];
-                match source {
-                    None => x[..block].copy_from_slice(&self.x[columns]),
-                    Some(source) => gather(self.x, &source[item * block..][..block], &mut x),
-                }
-                match block {
-                    ..=64 => quantize::<S, 4>(s, x.as_chunks().0, quads),
-                    _ => quantize::<S, 8>(s, x.as_chunks().0, quads),
+            let quads = self.quads.row(i);
+            self.scales.row(i)[0] = match source {
+                None => quantize_block(s, &self.x[i * block..][..block], quads),
+                Some(source) => {
+                    let mut x = [0.0; MAX_BLOCK];
+                    gather(self.x, &source[item * block..][..block], &mut x);
+                    quantize_padded(s, &x, quads)
                 }
             };
         }
+    }
+}
+
+/// Quantizes one block of columns in order into as many quads.
+#[inline(always)]
+pub(crate) fn quantize_block<S: Simd>(s: S, x: &[f32], quads: &mut [i32]) -> BlockScale {
+    match x.len() {
+        // The blocks of most models, straight from where they lie.
+        128 => quantize::<S, 8>(s, x.as_chunks().0, quads),
+        64 => quantize::<S, 4>(s, x.as_chunks().0, quads),
+        32 => quantize::<S, 2>(s, x.as_chunks().0, quads),
+        block => {
+            let mut padded = [0.0; MAX_BLOCK];
+            padded[..block].copy_from_slice(x);
+            quantize_padded(s, &padded, quads)
+        }
+    }
+}
+
+/// Quantizes a block with zeros behind its columns.
+#[inline(always)]
+fn quantize_padded<S: Simd>(s: S, x: &[f32; MAX_BLOCK], quads: &mut [i32]) -> BlockScale {
+    match quads.len() {
+        ..=16 => quantize::<S, 4>(s, x.as_chunks().0, quads),
+        _ => quantize::<S, 8>(s, x.as_chunks().0, quads),
     }
 }
 

@@ -49,6 +49,7 @@ impl CpuRunner {
         let kv = |decl| KvCache::new(&arena, decl, (limits.blocks, limits.block_len));
         let buffers = Buffers {
             slots: Shared::new(&arena, plan.arena)?,
+            gates: Shared::new(&arena, plan.gate_room * team.threads())?,
             ropes: Shared::new(&arena, plan.rope_len)?,
             quads: Shared::new(&arena, plan.quads)?,
             scales: Shared::new(&arena, plan.blocks)?,
@@ -111,10 +112,11 @@ impl Runner for CpuRunner {
     }
 
     fn memory(&self) -> RunnerMemory {
-        let Buffers { slots, ropes, quads, scales, kv } = &self.buffers;
+        let Buffers { slots, gates, ropes, quads, scales, kv } = &self.buffers;
+        let int8 = quads.bytes() + scales.bytes();
         RunnerMemory {
             weights_bytes: self.weights.iter().map(Stored::bytes).sum(),
-            slots_bytes: slots.bytes() + ropes.bytes() + quads.bytes() + scales.bytes(),
+            slots_bytes: slots.bytes() + gates.bytes() + ropes.bytes() + int8,
             kv_bytes: kv.iter().map(KvCache::bytes).sum(),
         }
     }
@@ -122,6 +124,7 @@ impl Runner for CpuRunner {
     fn poison(&mut self, live: &[usize]) {
         self.buffers.kv.iter_mut().for_each(|kv| kv.poison(live));
         self.buffers.slots.all_mut().fill(f32::NAN);
+        self.buffers.gates.all_mut().fill(f32::NAN);
         self.buffers.ropes.all_mut().fill(f32::NAN);
         self.buffers.scales.all_mut().fill(BlockScale { scale: f32::NAN, sum: 0 });
     }

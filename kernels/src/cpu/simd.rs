@@ -140,6 +140,14 @@ pub(crate) trait Simd: Copy + Send + Sync {
         lanes[0]
     }
 
+    /// The greatest lane, none of which is NaN.
+    #[inline(always)]
+    fn greatest(self, x: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        lanes.into_iter().fold(lanes[0], |a, b| if b > a { b } else { a })
+    }
+
     /// Loads up to sixteen values, zeros behind them.
     #[inline(always)]
     fn load_part(self, x: &[f32]) -> Self::F {

@@ -62,7 +62,7 @@ impl Weights {
         for [a, b] in self.pairs() {
             most = [s.max(s.load(a), most[0]), s.max(s.load(b), most[1])];
         }
-        greatest(s, s.max(most[0], most[1]))
+        s.greatest(s.max(most[0], most[1]))
     }
 
     /// Turns scores into weights and returns their sum.
@@ -85,34 +85,24 @@ impl Weights {
     /// Pairs of vectors up to the last position that the query sees.
     #[inline(always)]
     fn pairs(&mut self) -> &mut [[[f32; LANES]; 2]] {
-        let pairs = self.all.as_chunks_mut().0.as_chunks_mut().0;
-        &mut pairs[..self.range.end.div_ceil(2 * LANES)]
+        let end = self.pairs_end();
+        self.all[..end].as_chunks_mut().0.as_chunks_mut().0
     }
 
-    /// Sets the positions that the query does not see.
+    #[inline(always)]
+    fn pairs_end(&self) -> usize {
+        self.range.end.next_multiple_of(2 * LANES)
+    }
+
+    /// Sets the positions of pairs that the query does not see.
     #[inline(always)]
     fn fill_outside(&mut self, value: f32) {
-        if self.range != (0..CHUNK) {
+        let end = self.pairs_end();
+        if self.range != (0..end) {
             self.all[..self.range.start].fill(value);
-            self.all[self.range.end..].fill(value);
+            self.all[self.range.end..end].fill(value);
         }
     }
-}
-
-/// The greatest lane, none of which is NaN.
-#[inline(always)]
-fn greatest<S: Simd>(s: S, x: S::F) -> f32 {
-    let mut lanes = [0.0; LANES];
-    s.store(x, &mut lanes);
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            let (a, b) = (lanes[i], lanes[i + half]);
-            lanes[i] = if a > b { a } else { b };
-        }
-        half /= 2;
-    }
-    lanes[0]
 }
 
 #[cfg(test)]

@@ -5,16 +5,17 @@
 //! used by embeddings only                       rows as delivered
 //! norm weights and biases                       f32 vector
 //! ```
+//! A matrix whose outputs are always gates and what belongs to them has these side by side.
 //! A head tied to the embedding is stored once: the embedding reads its rows out of the tiles.
 //! Not here: the layouts ([`super::packed`], [`super::dense`]).
 
 use super::dense::DenseTiles;
-use super::packed::Packed;
+use super::packed::{PAIRED, Packed};
 use super::pages::{Arena, Pages};
 use super::repack::Parts;
 use super::simd::LANES;
 use crate::program::{Op, Program, WeightId};
-use crate::{Error, WeightSource, validate};
+use crate::{Error, WeightSource, joins, validate};
 use quant::{Dense, FloatType, Format, Grouped, Weight};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -81,21 +82,25 @@ impl Stored {
 #[derive(Debug, Clone, Copy, Default)]
 struct Uses {
     linear: bool,
+    /// All linears have outputs that are activated at once.
+    gates: bool,
     vector: bool,
 }
 
-/// Pulls and repacks every weight, one after another, parts of it on `threads` threads.
+/// Pulls and repacks every weight, one after another, parts of it on `threads` threads. Traced programs
+/// show what lies between steps, so that no gates are stored in pairs.
 pub(crate) fn load(
     program: &Program,
     source: &dyn WeightSource,
     threads: usize,
+    trace: bool,
 ) -> Result<Vec<Stored>, Error> {
     let mut handles = vec![];
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).spawn_handler(|thread| {
         handles.push(std::thread::Builder::new().spawn(|| thread.run())?);
         Ok(())
     });
-    let stored = pool.build().map(|pool| load_on(&pool, program, source));
+    let stored = pool.build().map(|pool| load_on(&pool, program, source, trace));
     // A pool alone does not wait for its threads, and steps should have the machine to themselves.
     for handle in handles {
         // What a thread runs reports through the pool.
@@ -111,8 +116,9 @@ fn load_on(
     pool: &rayon::ThreadPool,
     program: &Program,
     source: &dyn WeightSource,
+    trace: bool,
 ) -> Result<Vec<Stored>, Error> {
-    let (uses, arena) = (uses(program), Arena::default());
+    let (uses, arena) = (uses(program, trace), Arena::default());
     let one = |(i, uses): (usize, &Uses)| {
         let loader = Loader { program, source, arena: &arena, id: WeightId(i as u32) };
         let stored = pool.install(|| loader.store(*uses));
@@ -122,14 +128,18 @@ fn load_on(
     uses.iter().enumerate().map(one).collect()
 }
 
-fn uses(program: &Program) -> Vec<Uses> {
-    let mut uses = vec![Uses::default(); program.weights.len()];
+fn uses(program: &Program, trace: bool) -> Vec<Uses> {
+    let gates = |i| !trace && joins::is_paired(program, WeightId(i as u32));
+    let new = |i| Uses { gates: gates(i), ..Uses::default() };
+    let mut uses: Vec<Uses> = (0..program.weights.len()).map(new).collect();
     for step in &program.steps {
         match step.op {
             Op::Linear { weight, bias, .. } => {
                 uses[weight.index()].linear = true;
                 if let Some(bias) = bias {
                     uses[bias.index()].vector = true;
+                    // It would have to be paired too.
+                    uses[weight.index()].gates = false;
                 }
             }
             Op::Norm { weight, .. } | Op::HeadNorm { weight, .. } => {
@@ -159,7 +169,9 @@ impl<'a> Loader<'a> {
         let (decl, arena) = (&self.program.weights[self.id.index()], self.arena);
         Ok(match decl.format {
             Format::Grouped { .. } => {
-                Stored::Packed(Packed::load(decl, arena, |rows| self.grouped(rows))?)
+                let gates = uses.linear && uses.gates;
+                let paired = gates && decl.shape[0].is_multiple_of(2 * PAIRED);
+                Stored::Packed(Packed::load(decl, arena, paired, |rows| self.grouped(rows))?)
             }
             Format::Dense(_) if uses.vector => {
                 Stored::Vector(self.dense(0..decl.shape[0])?.to_f32())
@@ -254,7 +266,7 @@ mod tests {
             logits: SlotId(0),
         };
         let source = Source(weights, Mutex::default());
-        let stored = load(&program, &source, 3).unwrap();
+        let stored = load(&program, &source, 3, false).unwrap();
         assert_eq!(*source.1.lock().unwrap(), [WeightId(0), WeightId(1)]);
         assert!(matches!(stored[0], Stored::Rows(_)));
         let mut row = vec![0.0; k];

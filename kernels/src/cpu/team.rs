@@ -201,6 +201,11 @@ impl Member<'_> {
         }
     }
 
+    /// Its place among the threads of the team.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
     /// Threads of the team.
     pub(crate) fn count(&self) -> usize {
         self.count

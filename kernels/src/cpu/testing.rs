@@ -72,6 +72,11 @@ impl GroupedSpec {
     pub(crate) fn packed(&self) -> Packed {
         Packed::rounded(&random_grouped(self), self.rounding)
     }
+
+    /// The same with gates beside what belongs to them.
+    pub(crate) fn paired(&self) -> Packed {
+        Packed::of(&random_grouped(self), self.rounding, true)
+    }
 }
 
 /// A matrix of this kind.

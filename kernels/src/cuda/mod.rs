@@ -24,7 +24,6 @@ mod emulated;
 mod estimate;
 pub mod gpu;
 mod inputs;
-mod joins;
 mod library;
 mod measure;
 mod nvrtc;

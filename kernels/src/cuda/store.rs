@@ -13,9 +13,9 @@
 //! how much memory they will take.
 
 use super::gpu::{Gpu, Pointer};
-use super::joins;
 use super::tiles::{self, Layout, Packed, TileRows, stride};
 use crate::cpu::Blocks;
+use crate::joins;
 use crate::program::{Op, Program, Rounding, WeightId};
 use crate::{Error, WeightSource, validate};
 use quant::{Bits, FloatType, Format, Grouped, Weight};

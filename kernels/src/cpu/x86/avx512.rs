@@ -119,6 +119,22 @@ impl Simd for Avx512 {
         out
     }
     #[inline(always)]
+    fn sum(self, x: F) -> f32 {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(x)));
+            let x = _mm256_add_ps(_mm512_castps512_ps256(x), high);
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+    #[inline(always)]
+    fn greatest(self, x: F) -> f32 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_reduce_max_ps(x) }
+    }
+    #[inline(always)]
     fn sum_i(self, x: I) -> i32 {
         // SAFETY: `self` proves the features.
         unsafe { _mm512_reduce_add_epi32(x) }

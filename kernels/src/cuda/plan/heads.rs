@@ -1,10 +1,10 @@
 //! Launches of what happens to heads between their projection and attention: `shaders/cuda/heads.cu`.
 //!
-//! Not here: which steps belong together ([`crate::cuda::joins`]). Input: ops of a validated program.
+//! Not here: which steps belong together ([`crate::joins`]). Input: ops of a validated program.
 
 use super::{List, THREADS, args};
 use crate::cuda::gpu::Launch;
-use crate::cuda::joins::{self, HeadSteps};
+use crate::joins::{self, HeadSteps};
 use crate::program::{Heads, KvLayer, RopeId, WeightId};
 
 /// Heads of a block: a warp has one.

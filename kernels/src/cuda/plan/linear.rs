@@ -5,8 +5,8 @@
 
 use super::{Activations, COUNTERS, List, Quantized, THREADS, args};
 use crate::cuda::gpu::{Arg, Launch, Pointer};
-use crate::cuda::joins::{self, NormStep};
 use crate::cuda::store::Tiles;
+use crate::joins::{self, NormStep};
 use crate::program::{SlotId, SlotView, WeightId};
 use quant::Bits;
 use std::ops::Range;

@@ -14,7 +14,7 @@
 //! ```
 //! More rows than one block of threads should have are normed by a launch of their own ([`rows`]) behind o
 //! and down, which also adds the linear's outputs; so is the first norm.
-//! Everything else is a launch an op; what belongs to others is decided by [`super::joins`], and nothing
+//! Everything else is a launch an op; what belongs to others is decided by [`crate::joins`], and nothing
 //! is joined where a trace shows what lies between. Activations are quantized by the kernel that computes
 //! them where the next quantized linear reads them, else by one of their own; linears of the same input
 //! share them. Where weights are f16 or bf16, activations are split in two parts of that type instead

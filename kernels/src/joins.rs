@@ -1,7 +1,7 @@
-//! Which steps of a program may be done by one launch: what is read of what they write, and when.
+//! Which steps of a program a backend may do at once: what is read of what they write, and when.
 //!
-//! Not here: the launches ([`super::plan`]). Input: a validated program that is not traced, since a
-//! trace shows what lies between.
+//! Not here: how they are done (the backends' plans). Input: a validated program that is not traced,
+//! since a trace shows what lies between.
 
 use crate::program::{Activation, Heads, KvLayer, Op, Program, RopeId, SlotId, SlotView, WeightId};
 
